@@ -1,0 +1,1 @@
+"""Attacks on a callable `images -> logits`, and the threat models they serve. No Lightning."""

@@ -1,0 +1,65 @@
+"""Projected gradient descent, the attack that makes training pairs."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maep_lightning.attacks.threat import Norm, check_radius
+
+
+def pgd(
+    model: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    eps: float,
+    step_size: float,
+    steps: int,
+    norm: Norm = "Linf",
+    random_start: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Maximise the cross-entropy of a classifier inside a ball around each image (Madry et al. 2018).
+
+    Args:
+        model: Images `(B, C, H, W)` in [0, 1] to logits `(B, K)`.
+        images: `(B, C, H, W)` in [0, 1].
+        labels: `(B,)`.
+        eps: Radius on the [0, 1] scale.
+        step_size: Length of a step on the [0, 1] scale.
+        steps: Number of steps; each costs one forward and one backward pass.
+        norm: `Linf` or `L2`.
+        random_start: Whether to start from a random point of the ball instead of the image.
+        generator: Source of the start, on the device of `images`; the global one if None.
+
+    Returns:
+        Adversarial images `(B, C, H, W)` in [0, 1], detached.
+
+    Raises:
+        ValueError: If `eps` is above 1 in Linf, or the norm is not supported.
+    """
+    check_radius(eps, norm)
+    if norm not in ("Linf", "L2"):
+        raise ValueError(f"pgd supports Linf and L2, not {norm}; AutoAttack's components cover L1.")
+    delta = torch.zeros_like(images)
+    if random_start:
+        delta = torch.rand(images.shape, device=images.device, generator=generator) * 2 - 1
+        delta = delta * eps if norm == "Linf" else _project_l2(delta, eps)
+    for _ in range(steps):
+        adversarial = (images + delta).clamp(0, 1).requires_grad_()
+        with torch.enable_grad():
+            loss = F.cross_entropy(model(adversarial).float(), labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, adversarial)
+        delta = adversarial.detach() - images
+        if norm == "Linf":
+            delta = (delta + step_size * gradient.sign()).clamp(-eps, eps)
+        else:
+            length = gradient.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+            delta = _project_l2(delta + step_size * gradient / length, eps)
+    return (images + delta).clamp(0, 1).detach()
+
+
+def _project_l2(delta: Tensor, eps: float) -> Tensor:
+    length = delta.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+    return delta * (eps / length).clamp(max=1)

@@ -1,0 +1,54 @@
+"""Perturbation sizes and norms, as people write them."""
+
+from fractions import Fraction
+from typing import Literal, Self
+
+Norm = Literal["Linf", "L2", "L1"]
+
+
+class Epsilon(float):
+    """A perturbation radius on the [0, 1] pixel scale that remembers how it was written.
+
+    Args:
+        value: A number or a text such as `8/255`.
+
+    Raises:
+        ValueError: If the text is no number, or the value is negative or not finite.
+    """
+
+    text: str
+
+    def __new__(cls, value: str | float) -> Self:  # noqa: D102
+        try:
+            number = float(Fraction(value)) if isinstance(value, str) and "/" in value else float(value)
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"eps must be a number or a fraction such as 8/255, not {value!r}.") from None
+        if not 0 <= number < float("inf"):
+            raise ValueError(f"eps must be a finite number of at least 0, not {value!r}.")
+        self = super().__new__(cls, number)
+        self.text = value.replace(" ", "") if isinstance(value, str) else getattr(value, "text", repr(float(value)))
+        return self
+
+    def __str__(self) -> str:
+        """The value as it was written."""
+        return self.text
+
+    def __getnewargs__(self) -> tuple[str]:
+        """Keep the text when pickled or copied."""
+        return (self.text,)
+
+
+def check_radius(eps: float, norm: Norm) -> None:
+    """Refuse a radius that cannot be meant.
+
+    Args:
+        eps: Radius on the [0, 1] pixel scale.
+        norm: The norm it is measured in.
+
+    Raises:
+        ValueError: If an Linf radius is above 1, which is a forgotten division by 255.
+    """
+    if norm == "Linf" and eps > 1:
+        raise ValueError(
+            f"eps = {eps} is larger than the whole pixel range [0, 1] in Linf. Did you mean {eps:g}/255? Write it so."
+        )

@@ -1,0 +1,1 @@
+"""Pure tensor functions: patches, masking and losses. No state, no I/O."""

@@ -1,0 +1,1 @@
+"""Networks: masked autoencoder, purifier, LoRA, classifiers and the defended classifier. No Lightning."""

@@ -1,0 +1,93 @@
+"""The named shapes of the masked autoencoder, each a documented factory."""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from maep_lightning.models.mae import MAEConfig, MaskedAutoencoder
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def mae_vit_tiny_patch4_32() -> MAEConfig:
+    """Width 192, depth 6 + 2, 64 patches of 4x4 on 32 px: 3.2 M parameters, the CPU-scale reference."""
+    return MAEConfig()
+
+
+def mae_vit_tiny_patch2_32() -> MAEConfig:
+    """As `mae_vit_tiny_patch4_32` with 256 patches of 2x2."""
+    return MAEConfig(patch_size=2)
+
+
+def mae_vit_small_patch4_32() -> MAEConfig:
+    """Width 384, depth 12 + 4, patches of 4x4 on 32 px: 23 M parameters."""
+    return MAEConfig(width=384, depth=12, heads=6, decoder_width=192, decoder_depth=4, decoder_heads=6)
+
+
+def mae_vit_small_patch2_32() -> MAEConfig:
+    """As `mae_vit_small_patch4_32` with 256 patches of 2x2."""
+    return replace(mae_vit_small_patch4_32(), patch_size=2)
+
+
+def mae_vit_base_patch4_32() -> MAEConfig:
+    """Width 768, depth 12 + 4, patches of 4x4 on 32 px: 92 M parameters."""
+    return MAEConfig(width=768, depth=12, heads=12, decoder_width=384, decoder_depth=4, decoder_heads=12)
+
+
+def mae_vit_base_patch2_32() -> MAEConfig:
+    """As `mae_vit_base_patch4_32` with 256 patches of 2x2."""
+    return replace(mae_vit_base_patch4_32(), patch_size=2)
+
+
+def mae_vit_base_patch16_224() -> MAEConfig:
+    """The ViT-B/16 of He et al. 2022 at 224 px, decoder width 512 and depth 8; plain output."""
+    return MAEConfig(
+        image_size=224, patch_size=16, width=768, depth=12, heads=12,
+        decoder_width=512, decoder_depth=8, decoder_heads=16, residual=False, **IMAGENET,
+    )  # fmt: skip
+
+
+def maep_conv_patch4_32() -> MAEConfig:
+    """A small ViT (width 128, depth 4 + 1) followed by a convolutional refinement: the default at CPU scale."""
+    return MAEConfig(
+        width=128, depth=4, heads=4, decoder_width=128, decoder_depth=1, refine_depth=8, refine_width=96
+    )
+
+
+SHAPES: dict[str, Callable[[], MAEConfig]] = {
+    factory.__name__: factory
+    for factory in (
+        mae_vit_tiny_patch4_32,
+        mae_vit_tiny_patch2_32,
+        mae_vit_small_patch4_32,
+        mae_vit_small_patch2_32,
+        mae_vit_base_patch4_32,
+        mae_vit_base_patch2_32,
+        mae_vit_base_patch16_224,
+        maep_conv_patch4_32,
+    )
+}
+
+
+def create_mae(name: str, **overrides: Any) -> MaskedAutoencoder:
+    """Build a masked autoencoder from a named shape.
+
+    Args:
+        name: A key of `SHAPES`.
+        overrides: Fields of `MAEConfig` that replace the shape's own.
+
+    Returns:
+        The network, freshly initialised.
+
+    Raises:
+        ValueError: If the shape or a field is unknown; the message lists the nearest names.
+    """
+    if name not in SHAPES:
+        nearest = difflib.get_close_matches(name, SHAPES, n=3) or sorted(SHAPES)
+        raise ValueError(f"Unknown shape {name!r}; did you mean {', '.join(nearest)}?")
+    unknown = set(overrides) - set(MAEConfig.__dataclass_fields__)
+    if unknown:
+        known = ", ".join(MAEConfig.__dataclass_fields__)
+        raise ValueError(f"Unknown architecture fields {sorted(unknown)}; known are {known}.")
+    return MaskedAutoencoder(replace(SHAPES[name](), **overrides))

@@ -1,0 +1,80 @@
+"""Safetensors files that carry an architecture beside its weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+
+def write_weights(path: str | Path, state: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Write weights and a JSON header into one safetensors file, atomically.
+
+    Args:
+        path: Where to write; folders are made.
+        state: Tensors by name.
+        header: What is needed to rebuild the network, and provenance; JSON types only.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(save(tensors, metadata={"maep": json.dumps(header, sort_keys=True)}))
+    partial.replace(path)
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_weights` wrote; a plain safetensors file or a PyTorch state dict has an empty header.
+
+    Args:
+        path: A `.safetensors` file, or a `.pt`, `.pth` or `.ckpt` with a state dict (or a Lightning checkpoint).
+
+    Returns:
+        The tensors by name and the header.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is corrupt or holds no weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no weights file {path}. Train it first, or correct the path.")
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(str(path), framework="pt") as file:
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
+                return state, json.loads((file.metadata() or {}).get("maep", "{}"))
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is not a readable weights file ({error}). It may be cut short: make it again.") from error
+    except Exception as error:  # pickle raises a family of its own for foreign or damaged files
+        raise ValueError(f"{path} holds no plain weights ({error}). Only state dicts of tensors are loaded.") from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no state dict of tensors.")
+    return state, {}
+
+
+def load_state(module: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
+    """Load weights strictly, with an error that names the file and what does not match.
+
+    Args:
+        module: The network.
+        state: Tensors by name.
+        source: Where they came from, for the message.
+
+    Raises:
+        ValueError: If names or shapes differ.
+    """
+    own = module.state_dict()
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    misshapen = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    if missing or unexpected or misshapen:
+        raise ValueError(
+            f"{source} does not fit {type(module).__name__}: {len(missing)} missing {missing[:3]}, "
+            f"{len(unexpected)} unexpected {unexpected[:3]}, {len(misshapen)} of another shape {sorted(misshapen)[:3]}."
+        )
+    module.load_state_dict(state)

@@ -1,0 +1,99 @@
+"""What every training stage shares: the optimiser, its schedule and the file it leaves."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+
+@dataclass
+class Optimization:
+    """AdamW with the learning-rate rule and the schedule of masked autoencoders.
+
+    Args:
+        base_lr: Learning rate for an effective batch of 256; the rate used is `base_lr * effective_batch / 256`, where
+            the effective batch counts all devices and accumulated batches.
+        weight_decay: Decay of matrices; vectors (biases, norms) are not decayed.
+        beta2: Second-moment decay of AdamW; the first is 0.9.
+        warmup: Share of all steps in which the rate rises linearly, before a cosine takes it to 0.
+    """
+
+    base_lr: float = 1e-3
+    weight_decay: float = 0.05
+    beta2: float = 0.95
+    warmup: float = 0.05
+
+
+def cosine_with_warmup(step: int, steps: int, warmup: float) -> float:
+    """The factor of the learning rate at a step.
+
+    Args:
+        step: Step, from 0.
+        steps: Number of all steps.
+        warmup: Share of the steps with a linear rise.
+
+    Returns:
+        A factor in [0, 1].
+    """
+    rise = max(1, round(warmup * steps))
+    if step < rise:
+        return (step + 1) / rise
+    progress = min(1.0, (step - rise) / max(1, steps - rise))
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Task(LightningModule):
+    """A training stage.
+
+    A subclass sets up its networks, implements `training_step` and `validation_step`, and says in `export` what file
+    the next stage reads.
+
+    Args:
+        optimization: The optimiser's settings.
+    """
+
+    def __init__(self, optimization: Optimization | None) -> None:
+        super().__init__()
+        self.optimization = optimization or Optimization()
+
+    def trained(self) -> nn.Module:
+        """The module whose parameters with `requires_grad` are trained."""
+        raise NotImplementedError
+
+    def export(self, path: Path, provenance: dict[str, Any]) -> None:
+        """Write what the next stage reads.
+
+        Args:
+            path: A safetensors file.
+            provenance: What made it.
+        """
+        raise NotImplementedError
+
+    def effective_batch(self) -> int:
+        """Images that one optimiser step sees, over all devices and accumulated batches."""
+        batch: int = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        return batch * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    def configure_optimizers(self) -> Any:
+        """AdamW in two groups (decayed matrices, free vectors) and a cosine schedule with warm-up, step by step."""
+        settings = self.optimization
+        parameters = [p for p in self.trained().parameters() if p.requires_grad]
+        groups = [
+            {"name": "decay", "params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+            {"name": "no_decay", "params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        lr = settings.base_lr * self.effective_batch() / 256
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, settings.beta2))
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: cosine_with_warmup(step, steps, settings.warmup)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
+
+    def log_mean(self, name: str, value: Tensor, batch_size: int) -> None:
+        """Log the mean over a validation epoch, weighted by batch size and over all processes."""
+        self.log(name, value, on_step=False, on_epoch=True, sync_dist=True, batch_size=batch_size)

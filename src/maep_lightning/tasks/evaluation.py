@@ -1,0 +1,58 @@
+"""The stage of judgement: a frozen classifier behind a purifier, neither trained."""
+
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from maep_lightning.models.classifiers import load_classifier
+from maep_lightning.models.purifier import Purifier
+
+
+class PurifierEvaluation(LightningModule):
+    """Clean accuracy with and without the purifier, and the purified images; attacks are the callback's work.
+
+    Args:
+        classifier: File of the frozen classifier; None where only images are purified.
+        purifier: File of the purifier; None judges the bare classifier.
+        classifier_name: What network the classifier's file holds, if it does not say it itself.
+        num_classes: Number of classes K, needed with `classifier_name`.
+    """
+
+    def __init__(
+        self,
+        classifier: str | None = None,
+        purifier: str | None = None,
+        classifier_name: str | None = None,
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        if classifier is None and purifier is None:
+            raise ValueError("Give the file of a classifier, of a purifier, or both: there is nothing to evaluate.")
+        self.classifier: nn.Module | None = None
+        if classifier is not None:
+            self.classifier = load_classifier(classifier, classifier_name, num_classes)
+        self.purifier: nn.Module | None = None
+        if purifier is not None:
+            self.purifier = Purifier.from_pretrained(purifier).requires_grad_(False)
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Count correct predictions on clean images (B, 3, H, W) in [0, 1]."""
+        if self.classifier is None:
+            raise ValueError("lightning test needs a classifier: give --model.init_args.classifier FILE.")
+        images, labels = batch[0], batch[1]
+        self._log_accuracy("test/acc_clean", self.classifier(images), labels)
+        if self.purifier is not None:
+            self._log_accuracy("test/acc_purified", self.classifier(self.purifier(images)), labels)
+
+    def _log_accuracy(self, name: str, logits: Tensor, labels: Tensor) -> None:
+        correct = (logits.argmax(1) == labels).float().mean()
+        self.log(name, correct, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Purify a batch of images `(B, 3, H, W)` in [0, 1]."""
+        if self.purifier is None:
+            raise ValueError("lightning predict needs a purifier: give --model.init_args.purifier FILE.")
+        purified: Tensor = self.purifier(batch[0])
+        return purified
