@@ -1,0 +1,30 @@
+"""Image data sets as uint8 tensors, and the DataModule over them. Only `ImageDataModule` imports Lightning."""
+
+from typing import TYPE_CHECKING, Any
+
+from maep_lightning.data.cifar import CIFAR10, CIFAR100
+from maep_lightning.data.digits import DIGITS
+from maep_lightning.data.registry import DatasetSpec, LabelledImages, get_spec, known_names, register
+
+if TYPE_CHECKING:
+    from maep_lightning.data.datamodule import ImageDataModule
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "DIGITS",
+    "DatasetSpec",
+    "ImageDataModule",
+    "LabelledImages",
+    "get_spec",
+    "known_names",
+    "register",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ImageDataModule":
+        from maep_lightning.data.datamodule import ImageDataModule
+
+        return ImageDataModule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

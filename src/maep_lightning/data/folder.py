@@ -1,0 +1,64 @@
+"""A folder of images, for `predict`."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+class ImageFolder(Dataset[tuple[Tensor, str]]):
+    """The images of a folder and its sub-folders, sorted by path, with their paths.
+
+    Every header is read at once, so that a bad file is named before any work is done.
+
+    Args:
+        folder: The folder.
+        image_size: Height and width of an image, or what both are multiples of.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no image in it.
+        ValueError: If a file cannot be read, has another size, or has more than 8 bits a channel.
+    """
+
+    def __init__(self, folder: str | Path, image_size: int) -> None:
+        root = Path(folder)
+        if not root.is_dir():
+            raise FileNotFoundError(f"There is no folder {root.absolute()} to read images from.")
+        suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+        self.paths = sorted(path for path in root.rglob("*") if path.is_file() and path.suffix.lower() in suffixes)
+        if not self.paths:
+            raise FileNotFoundError(f"{root.absolute()} holds no image (png, jpg, bmp, webp, tiff, ...).")
+        self.sizes = [_checked_size(path, image_size) for path in self.paths]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        """One image `(3, H, W)` uint8 and its path."""
+        path = self.paths[index]
+        try:
+            with Image.open(path) as image:
+                pixels = np.array(image.convert("RGB"))
+        except OSError as error:
+            raise ValueError(f"{path} is damaged and cannot be decoded: {error}. Replace or remove it.") from error
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), str(path)
+
+
+def _checked_size(path: Path, image_size: int) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            (width, height), mode = image.size, image.mode
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}. Replace or remove it.") from error
+    if mode.startswith(("I", "F")):
+        raise ValueError(f"{path} has more than 8 bits a channel (mode {mode}); save it with 8.")
+    if width % image_size or height % image_size:
+        raise ValueError(
+            f"{path} is {width}x{height} pixels; both must be {image_size} or a multiple of it. Crop or resize it "
+            f"first: resizing changes what the purifier sees, so it is not done silently."
+        )
+    return width, height

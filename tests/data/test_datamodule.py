@@ -1,0 +1,215 @@
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
+
+from maep_lightning.data import ImageDataModule
+
+
+class Recorder(LightningModule):
+    """Keeps a digest of every batch it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen = {"train": [], "val": [], "test": [], "predict": []}
+
+    def record(self, stage, batch):
+        images, *rest = batch
+        assert images.dtype == torch.float32
+        assert 0 <= images.min() <= images.max() <= 1
+        self.seen[stage].append((images.sum().item(), [list(part) for part in rest]))
+
+    def training_step(self, batch, batch_idx):
+        self.record("train", batch)
+        return self.weight * 0
+
+    def validation_step(self, batch, batch_idx):
+        self.record("val", batch)
+
+    def test_step(self, batch, batch_idx):
+        self.record("test", batch)
+
+    def predict_step(self, batch, batch_idx):
+        self.record("predict", batch)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer(folder, **options):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    return Trainer(default_root_dir=folder, **(quiet | {"enable_checkpointing": False} | options))
+
+
+def digits(**options):
+    return ImageDataModule("digits", **({"batch_size": 200, "eval_batch_size": 150} | options))
+
+
+def bytes_of(images):
+    return {image.numpy().tobytes() for image in images}
+
+
+def test_attributes_come_from_the_data_set():
+    data = digits()
+    assert (data.num_classes, data.image_size, data.class_names[3]) == (10, 32, "3")
+
+
+def test_splits_are_disjoint_and_do_not_depend_on_the_seed():
+    first, second = digits(seed=0), digits(seed=1)
+    train, val, test = (bytes_of(split.images) for split in (first.train_set(), first.val_set(), first.test_set()))
+    assert (len(train), len(val), len(test)) == (1200, 200, 397)
+    assert not train & val
+    assert not (train | val) & test
+    assert torch.equal(first.val_set().images, second.val_set().images)
+    assert torch.equal(first.train_set().images, second.train_set().images)
+    assert torch.bincount(first.val_set().labels).min() >= 19
+
+
+def test_limits_take_the_first_images():
+    whole, limited = digits(), digits(train_limit=100, test_limit=30)
+    assert torch.equal(limited.train_set().images, whole.train_set().images[:100])
+    assert torch.equal(limited.test_set().images, whole.test_set().images[:30])
+    assert limited.train_size == 100
+    assert torch.bincount(limited.train_set().labels, minlength=10).min() >= 9
+
+
+def test_cifar_test_limit_follows_the_published_order(fake_cifar10):
+    data = ImageDataModule("cifar10", root=str(fake_cifar10.root), val_size=20, test_limit=7, download=False)
+    expected = torch.from_numpy(fake_cifar10.pixels["test_batch"][:7]).view(7, 3, 32, 32)
+    assert torch.equal(data.test_set().images, expected)
+    assert torch.bincount(data.val_set().labels).tolist() == [2] * 10
+
+
+def test_root_falls_back_to_the_environment(fake_cifar10, monkeypatch):
+    monkeypatch.setenv("MAEP_DATA_DIR", str(fake_cifar10.root))
+    assert len(ImageDataModule("cifar10", val_size=10, download=False).test_set().labels) == 20
+
+
+def test_monitor_set_is_the_head_of_validation():
+    data = digits()
+    assert torch.equal(data.monitor_set(50).images, data.val_set().images[:50])
+    assert torch.bincount(data.monitor_set(50).labels, minlength=10).tolist() == [5] * 10
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"val_size": 1400}, "val_size = 1400 leaves nothing.*1400 training images"),
+        ({"train_limit": 1201}, "train_limit = 1201.*1200"),
+        ({"train_limit": 0}, "train_limit = 0"),
+    ],
+)
+def test_unusable_training_sizes_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        digits(**options).setup("fit")
+
+
+def test_unusable_test_and_monitor_sizes_are_refused():
+    with pytest.raises(ValueError, match=r"test_limit = 398.*397"):
+        digits(test_limit=398).setup("test")
+    with pytest.raises(ValueError, match=r"201 images.*200"):
+        digits().monitor_set(201)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "eval_batch_size", "val_size", "seed", "num_workers"])
+def test_negative_numbers_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least"):
+        digits(**{name: -1})
+
+
+def test_unknown_data_set_is_refused():
+    with pytest.raises(ValueError, match="mean 'digits'"):
+        ImageDataModule("digit")
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_processes_test_each_image_once(world_size):
+    seen = []
+    for rank in range(world_size):
+        data = digits(test_limit=101, eval_batch_size=20)
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=world_size, strategy=strategy)
+        seen += [place for batch in data.test_dataloader() for place in batch[2].tolist()]
+    assert sorted(seen) == list(range(101))
+
+
+def test_lightning_runs_every_stage(tmp_path):
+    model, data = Recorder(), digits(test_limit=101)
+    run = trainer(tmp_path, max_epochs=2, num_sanity_val_steps=0)
+    run.fit(model, datamodule=data)
+    run.test(model, datamodule=data, verbose=False)
+    epochs = [model.seen["train"][:6], model.seen["train"][6:]]
+    assert [len({i for _, (_, places) in epoch for i in map(int, places)}) for epoch in epochs] == [1200, 1200]
+    assert epochs[0][0][1] != epochs[1][0][1]
+    assert model.seen["val"][:2] == model.seen["val"][2:]
+    test = data.test_set()
+    assert sum(total for total, _ in model.seen["test"]) == pytest.approx(test.images.float().sum().item() / 255)
+
+
+def test_only_training_images_are_augmented(tmp_path):
+    for augment, same in ((True, False), (False, True)):
+        model, data = Recorder(), digits(augment=augment)
+        trainer(tmp_path, max_epochs=1).fit(model, datamodule=data)
+        for stage, split in (("train", data.train_set()), ("val", data.val_set())):
+            matches = [
+                total == pytest.approx(split.images[[int(i) for i in places]].float().sum().item() / 255)
+                for total, (_, places) in model.seen[stage]
+            ]
+            assert all(matches) if same or stage == "val" else not any(matches)
+
+
+def test_no_validation_split(tmp_path):
+    model = Recorder()
+    trainer(tmp_path, max_epochs=1).fit(model, datamodule=digits(val_size=0))
+    assert len(model.seen["train"]) == 7
+    assert model.seen["val"] == []
+
+
+@pytest.mark.parametrize("stop", [4, 6, 9])
+def test_resumed_training_sees_what_an_unbroken_one_sees(tmp_path, stop):
+    unbroken = Recorder()
+    trainer(tmp_path, max_epochs=3).fit(unbroken, datamodule=digits(seed=5))
+    saving = ModelCheckpoint(tmp_path, every_n_train_steps=stop, save_top_k=-1, filename="{step}")
+    first = Recorder()
+    run = trainer(tmp_path, max_epochs=3, max_steps=stop, callbacks=[saving], enable_checkpointing=True)
+    run.fit(first, datamodule=digits(seed=5))
+    second = Recorder()
+    path = tmp_path / f"step={stop}.ckpt"
+    trainer(tmp_path, max_epochs=3).fit(second, datamodule=digits(seed=5), ckpt_path=str(path))
+    assert first.seen["train"] + second.seen["train"] == unbroken.seen["train"]
+
+
+def test_overfitting_sees_the_same_batches_each_epoch(tmp_path):
+    model = Recorder()
+    trainer(tmp_path, max_epochs=2, overfit_batches=2, limit_val_batches=0).fit(model, datamodule=digits(augment=False))
+    assert model.seen["train"][:2] == model.seen["train"][2:]
+
+
+@pytest.mark.parametrize("sizes", [[(32, 32)] * 5, [(32, 32), (64, 32), (32, 32)]])
+def test_predict_gives_images_and_paths(tmp_path, sizes):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, size in enumerate(sizes):
+        Image.fromarray(np.full((size[1], size[0], 3), i, dtype=np.uint8)).save(folder / f"{i}.png")
+    model = Recorder()
+    data = ImageDataModule("cifar10", root=str(tmp_path / "nothing"), eval_batch_size=2, predict_folder=str(folder))
+    trainer(tmp_path).predict(model, datamodule=data, return_predictions=False)
+    paths = [path for _, (names,) in model.seen["predict"] for path in names]
+    assert paths == [str(folder / f"{i}.png") for i in range(len(sizes))]
+
+
+def test_predict_without_a_folder_says_what_to_give():
+    with pytest.raises(ValueError, match=r"--data\.init_args\.predict_folder"):
+        digits().predict_dataloader()
+
+
+def test_data_needs_lightning_only_for_the_datamodule():
+    code = "import sys, maep_lightning.data as d; d.get_spec('cifar10'); assert 'lightning' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

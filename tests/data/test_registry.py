@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from maep_lightning.data import DatasetSpec, LabelledImages, get_spec, known_names, register
+
+
+def spec(loader, **changes):
+    fields = {
+        "name": "toy",
+        "image_size": 8,
+        "class_names": ("a", "b"),
+        "licence": "none",
+        "how_to_get": "make it",
+        "loader": loader,
+        "val_size": 1,
+    }
+    return DatasetSpec(**(fields | changes))
+
+
+def test_shipped_sets_are_known():
+    assert known_names() == ["cifar10", "cifar100", "digits"]
+    assert [get_spec(name).num_classes for name in known_names()] == [10, 100, 10]
+    assert all(len(set(get_spec(name).class_names)) == get_spec(name).num_classes for name in known_names())
+
+
+@pytest.mark.parametrize(("typed", "meant"), [("CIFAR-10", "cifar10"), ("cifar_100", "cifar100"), ("digit", "digits")])
+def test_unknown_name_lists_the_known_and_suggests_the_nearest(typed, meant):
+    with pytest.raises(ValueError, match=rf"{typed}.*cifar10, cifar100, digits.*mean '{meant}'"):
+        get_spec(typed)
+
+
+def test_far_name_gets_no_suggestion():
+    with pytest.raises(ValueError, match="known: cifar10") as caught:
+        get_spec("xyz")
+    assert "mean" not in str(caught.value)
+
+
+def test_name_is_taken_once():
+    with pytest.raises(ValueError, match="registered already"):
+        register(spec(None, name="digits"))
+    assert register(get_spec("digits")) is get_spec("digits")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (torch.zeros(2, 3, 8, 8), torch.tensor([0, 1])),
+        (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), torch.tensor([0, 1])),
+        (torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1])),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 2])),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([0.0, 1.0])),
+        (torch.zeros(0, 3, 8, 8, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64)),
+    ],
+)
+def test_loader_of_another_layout_is_refused(images, labels, tmp_path):
+    with pytest.raises(ValueError, match="loader of toy"):
+        spec(lambda *_: LabelledImages(images, labels)).load("train", tmp_path, False)
