@@ -18,7 +18,7 @@ def folder() -> Path:
 
 
 def run(args: list[str]) -> None:
-    """List every configuration with the command in its first line, or print those named in `args`.
+    """List every configuration with its first comment, or print those named in `args`.
 
     Raises:
         SystemExit: Where a named configuration does not exist.
