@@ -1,5 +1,6 @@
 """`fit`, `validate`, `test` and `predict` through LightningCLI, with its traps closed."""
 
+import os
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -136,6 +137,8 @@ def run(args: list[str] | None) -> None:
     warnings.filterwarnings("ignore", message=_ANNOUNCED, category=DeprecationWarning)
     if args is not None:
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within")
+    if debugging():
+        os.environ["JSONARGPARSE_DEBUG"] = "true"  # jsonargparse takes no other spelling of it
     try:
         MaepCLI(args)
     except Exception as error:

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from maep_lightning.models.purifier import Purifier
+from maep_lightning.models.shapes import create_mae
+
+
+@pytest.fixture
+def purifier(tmp_path):
+    torch.manual_seed(0)
+    mae = create_mae(
+        "mae_vit_tiny_patch4_32", width=16, depth=1, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2
+    )
+    with torch.no_grad():
+        for parameter in mae.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    made = Purifier(mae).eval()
+    made.save_pretrained(tmp_path / "purifier.safetensors")
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three images of two sizes in two folders."""
+    rng = np.random.default_rng(0)
+    for name, size in (("a.png", (32, 32)), ("sub/deep/b.png", (64, 32)), ("sub/c.jpg", (32, 32))):
+        path = tmp_path / "in" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "in"
+
+
+def predict(cli, folder, *words):
+    cli(
+        "predict", "--model=PurifierEvaluation", "--model.purifier=purifier.safetensors", "--data=ImageDataModule",
+        f"--data.predict_folder={folder}", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", *words,
+    )  # fmt: skip
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def test_predict_writes_what_the_purifier_returns(cli, purifier, folder, tmp_path, capsys):
+    predict(cli, folder, "--trainer.callbacks+=PurifiedImageWriter", "--trainer.callbacks.output_dir=out")
+    written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
+    assert written == ["a.png", "sub/c.png", "sub/deep/b.png"]
+    for source, target in (("a.png", "a.png"), ("sub/deep/b.png", "sub/deep/b.png"), ("sub/c.jpg", "sub/c.png")):
+        original = torch.from_numpy(pixels(folder / source).copy()).permute(2, 0, 1)[None] / 255
+        with torch.no_grad():
+            purified = (purifier(original) * 255).round()[0].permute(1, 2, 0).numpy()
+        assert (pixels(tmp_path / "out" / target) == purified).all()
+        assert (purified != pixels(folder / source)).any()
+    assert "3 purified images in out" in capsys.readouterr().out
+
+
+def test_predict_writes_without_being_told_where(cli, purifier, folder, tmp_path):
+    predict(cli, folder, "--trainer.logger=false")
+    assert len(list((tmp_path / "runs" / "purified").rglob("*.png"))) == 3
+
+
+@pytest.mark.parametrize("case", ["same folder", "same name"])
+def test_originals_and_results_are_never_replaced(case, cli, purifier, folder, capsys):
+    if case == "same name":
+        Image.new("RGB", (32, 32)).save(folder / "a.bmp")
+    output = folder if case == "same folder" else "out"
+    before = {path: path.read_bytes() for path in folder.rglob("*.*")}
+    with pytest.raises(SystemExit) as exit_:
+        predict(cli, folder, "--trainer.callbacks+=PurifiedImageWriter", f"--trainer.callbacks.output_dir={output}")
+    assert exit_.value.code == 2
+    assert ("would be replaced" if case == "same folder" else "a.png") in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before

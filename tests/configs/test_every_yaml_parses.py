@@ -1,0 +1,67 @@
+"""Every shipped configuration is understood by the real parser, with its verb and with every overlay."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+OVERLAYS = sorted((CONFIGS / "scale").glob("*.yaml"))
+RUNNABLE = sorted(path for path in CONFIGS.rglob("*.yaml") if path not in OVERLAYS)
+VERBS = {
+    "classifier": "fit",
+    "pretrain": "fit",
+    "finetune": "fit",
+    "lora": "fit",
+    "attack": "test",
+    "predict": "predict",
+}
+
+
+def name(path):
+    return path.relative_to(CONFIGS).as_posix()
+
+
+def verb_of(path):
+    stem = path.stem.split("-")[0].split("_")[0]
+    assert stem in VERBS, f"{path} is named after no stage; a file's name tells its command: {', '.join(VERBS)}"
+    return VERBS[stem]
+
+
+def parsed(cli, capsys, *words):
+    with pytest.raises(SystemExit) as exit_:
+        cli(*words, "--print_config")
+    captured = capsys.readouterr()
+    assert exit_.value.code == 0, captured.err
+    return yaml.safe_load(captured.out)
+
+
+def test_configurations_are_there():
+    assert RUNNABLE
+    assert OVERLAYS
+
+
+@pytest.mark.parametrize("path", RUNNABLE, ids=name)
+def test_parses_with_its_verb(path, cli, capsys):
+    config = parsed(cli, capsys, verb_of(path), f"--config={path}")
+    written = yaml.safe_load(path.read_text())
+    for key, value in written["model"].get("init_args", {}).items():
+        if isinstance(value, str | int | float):
+            assert config["model"]["init_args"][key] == value
+    assert config["trainer"]["inference_mode"] is False
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=name)
+@pytest.mark.parametrize("base", [path for path in RUNNABLE if path.parent.name == "cifar10"], ids=name)
+def test_overlays_compose(overlay, base, cli, capsys):
+    config = parsed(cli, capsys, verb_of(base), f"--config={base}", f"--config={overlay}")
+    for key, value in (yaml.safe_load(overlay.read_text()).get("trainer") or {}).items():
+        if isinstance(value, str | int | float):
+            assert config["trainer"][key] == value
+
+
+@pytest.mark.parametrize("path", RUNNABLE, ids=name)
+def test_says_its_own_command(path):
+    """The command in the header runs this file: readers copy it."""
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any(f"lightning {verb_of(path)} --config configs/{name(path)}" in line for line in header)

@@ -1,0 +1,41 @@
+"""Shared by all tests: no network, no accelerator, no settings of the person who runs them."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_network():
+    """Only this machine may be reached, as the processes of a distributed test do."""
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise ConnectionRefusedError(f"a test tried to reach {address}; tests run offline")
+        return connect(self, address)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch):
+    for name in ("JSONARGPARSE_DEBUG", "JSONARGPARSE_DEPRECATION_WARNINGS", "PL_GLOBAL_SEED"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs `lightning` with the given words in an empty folder, in this process."""
+    from maep_lightning.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> None:
+        assert main([str(word) for word in words]) is None
+
+    return run
