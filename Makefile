@@ -49,7 +49,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 	  echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu it needs the package python3-venv." >&2; exit 1; }
 	@echo "[install] installing maep-lightning and its dependencies (torch is large: some minutes)"
 	@# One call, so that torch and torchvision come from the same index: mixed builds fail at import.
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check $(PIP_ARGS) -e '.[dev]'
 	@$(BIN)/maep --version
 	@touch $@
 	@echo "[install] done"
