@@ -219,6 +219,17 @@ def test_eps_is_written_as_people_write_it(toy, cli, tmp_path, capsys):
     assert "8/255" in refused(capsys, toy, "fit", "--model=ToyStage", "--model.eps=eight")
 
 
+def test_classes_of_the_user_are_named_by_their_path(cli, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(
+        "from maep_lightning.data import ImageDataModule\n\nclass Mine(ImageDataModule):\n    'Mine.'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "c.yaml").write_text("model: ToyStage\ndata: {class_path: ImageDataModule, init_args: {val_size: 9}}\n")
+    config = printed(capsys, cli, "fit", "--config=c.yaml", "--data=mine.Mine")
+    assert config["data"]["class_path"] == "mine.Mine"
+    assert config["data"]["init_args"]["val_size"] == 9
+
+
 # defaults
 
 

@@ -14,6 +14,7 @@ VERBS = {
     "finetune": "fit",
     "lora": "fit",
     "attack": "test",
+    "blind": "test",
     "predict": "predict",
 }
 
