@@ -1,0 +1,176 @@
+"""AutoAttack in `lightning test`: on the bare classifier (blind) and end to end through the purifier (white-box)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
+
+from maep_lightning.attacks.autoattack import PUBLISHED_QUERIES, PUBLISHED_STEPS, Version
+from maep_lightning.attacks.threat import Epsilon, Norm
+from maep_lightning.evaluation.engine import evaluate
+from maep_lightning.evaluation.plan import Plan, Threat
+from maep_lightning.evaluation.results import Results, Subject
+
+
+class AutoAttackCallback(Callback):
+    """Evaluates the task's `classifier` and `purifier` after a test epoch, and writes a report.
+
+    Every sample is attacked exactly once, whatever the number of processes; a run that was killed goes on where it was.
+    Images come from the DataModule's `test_set()`, not from the batches, which Lightning may repeat to even them out.
+    Attacks run in float32 whatever the trainer's precision. Logged are, as fractions of integer counts,
+
+    - `clean/undefended/acc` and `clean/purified/acc`;
+    - `robust/<threat>/<norm>_<eps>/acc` with `ci_low` and `ci_high` (Wilson, 95 %), for the threats `blind`,
+      `whitebox`, `worst` (per-sample) and `undefended_whitebox` (the bare classifier);
+    - for a threat with errors no accuracy but `bound_low` and `bound_high`.
+
+    Args:
+        eps: Radius on the [0, 1] pixel scale, such as 8/255.
+        norm: `Linf`, `L2` or `L1`.
+        threats: Some of `none`, `blind` and `whitebox`.
+        n: The first so many test images; all if None.
+        chunk_size: Samples attacked together; part of the result.
+        seed: Of all random draws.
+        version: AutoAttack's: `standard`, or `rand` for stochastic models.
+        apgd_steps: Iterations of APGD; below 100 the result is not called AutoAttack.
+        fab_steps: Iterations of FAB; below 100 likewise.
+        square_queries: Queries of Square; below 5000 likewise.
+        targets: At most so many target classes; as published if None.
+        run_dir: Folder of ledger and report; `autoattack` in the trainer's `default_root_dir` if None.
+        cache_dir: Folder that keeps attacks on the bare classifier, so that the next purifier is judged blind at once.
+        reference: JSON file of published rows to print beside the results.
+        classifier_name: How the report calls the classifier; its file if None.
+        purifier_name: How the report calls the purifier; its file if None.
+        training_data: What both were trained on, for the report.
+
+    Raises:
+        ValueError: If a value is out of range.
+    """
+
+    def __init__(
+        self,
+        eps: Epsilon = Epsilon("8/255"),
+        norm: Norm = "Linf",
+        threats: list[Threat] | None = None,
+        n: int | None = None,
+        chunk_size: int = 64,
+        seed: int = 0,
+        version: Version = "standard",
+        apgd_steps: int = PUBLISHED_STEPS,
+        fab_steps: int = PUBLISHED_STEPS,
+        square_queries: int = PUBLISHED_QUERIES,
+        targets: int | None = None,
+        run_dir: str | None = None,
+        cache_dir: str | None = None,
+        reference: str | None = None,
+        classifier_name: str | None = None,
+        purifier_name: str | None = None,
+        training_data: str = "not stated",
+    ) -> None:
+        self.plan = Plan(
+            eps=eps,
+            norm=norm,
+            threats=tuple(threats or ("none", "blind", "whitebox")),
+            n=n,
+            chunk_size=chunk_size,
+            seed=seed,
+            version=version,
+            apgd_steps=apgd_steps,
+            fab_steps=fab_steps,
+            square_queries=square_queries,
+            targets=targets,
+        )
+        self.run_dir = run_dir
+        self.cache_dir = cache_dir
+        self.reference = reference
+        self.classifier_name = classifier_name
+        self.purifier_name = purifier_name
+        self.training_data = training_data
+        self.results: Results | None = None
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Attack, report and log.
+
+        Args:
+            trainer: Its DataModule must have `test_set()`.
+            pl_module: A task with the networks `classifier` and `purifier`, which may be None.
+
+        Raises:
+            TypeError: If the task or the DataModule has not what is needed.
+        """
+        classifier, purifier = getattr(pl_module, "classifier", None), getattr(pl_module, "purifier", None)
+        if not isinstance(classifier, nn.Module):
+            raise TypeError(f"{type(pl_module).__name__} has no classifier to attack; test a PurifierEvaluation.")
+        if isinstance(purifier, nn.Identity):
+            purifier = None
+        data: Any = getattr(trainer, "datamodule", None)
+        if not hasattr(data, "test_set"):
+            raise TypeError("AutoAttackCallback needs a DataModule with test_set(), such as ImageDataModule.")
+        run_dir = Path(self.run_dir or Path(trainer.default_root_dir) / "autoattack")
+        with torch.inference_mode(False):
+            images, labels = data.test_set()
+            self.results = evaluate(
+                classifier,
+                purifier,
+                images,
+                labels,
+                self.plan,
+                run_dir,
+                subject=self._subject(pl_module, data, purifier),
+                cache_dir=self.cache_dir,
+                reference=self.reference,
+                progress=trainer.is_global_zero,
+            )
+        for name, value in metrics(self.results).items():
+            # Every process holds the same counts; the maximum of equal numbers is exact where their mean is not.
+            pl_module.log(name, value, on_epoch=True, on_step=False, sync_dist=True, reduce_fx="max", batch_size=1)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                _show(logger, run_dir)
+
+    def _subject(self, pl_module: LightningModule, data: Any, purifier: nn.Module | None) -> Subject:
+        files = dict(pl_module.hparams)
+        names = getattr(data, "class_names", None)
+        return Subject(
+            dataset=str(getattr(data, "hparams", {}).get("dataset", type(data).__name__)),
+            split="test",
+            classifier=self.classifier_name or str(files.get("classifier") or "classifier"),
+            purifier=self.purifier_name or str(files.get("purifier") or "purifier"),
+            policy=str(getattr(purifier, "policy", "native")),
+            class_names=None if names is None else tuple(str(name) for name in names),
+            training_data=self.training_data,
+        )
+
+
+def metrics(results: Results) -> dict[str, float]:
+    """What is logged of results: names with the threat model in them, and fractions.
+
+    Args:
+        results: Of an evaluation.
+    """
+    plan = results.plan
+    logged: dict[str, float] = {}
+    where = f"{plan.norm}_{str(plan.eps).replace('/', '-')}"
+    for row in results.rows:
+        system = "undefended" if row["purifier"] is None else "purified"
+        if row["threat"] == "none":
+            name = f"clean/{system}"
+        else:
+            name = f"robust/{'undefended_' if row['purifier'] is None else ''}{row['threat']}/{where}"
+        low, high = row["ci95"]
+        if row["complete"]:
+            logged |= {f"{name}/acc": row["acc_robust"], f"{name}/ci_low": low, f"{name}/ci_high": high}
+        else:
+            logged |= {f"{name}/bound_low": low, f"{name}/bound_high": high}
+    return logged
+
+
+def _show(logger: TensorBoardLogger, run_dir: Path) -> None:
+    from matplotlib.image import imread
+
+    logger.experiment.add_text("autoattack/report", (run_dir / "report.md").read_text())
+    picture = imread(run_dir / "report.png")
+    logger.experiment.add_image("autoattack/report", picture[..., :3], dataformats="HWC")

@@ -1,0 +1,109 @@
+"""The figure of a report: clean, attacked and purified images, and the error that is left."""
+
+from pathlib import Path
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from maep_lightning.attacks.target import Target
+from maep_lightning.evaluation.ledger import Ledger, Status
+from maep_lightning.evaluation.results import Results
+from maep_lightning.evaluation.rungs import CLEAN, UNDEFENDED_ATTACKED, Rung
+from maep_lightning.evaluation.verify import judge
+
+COLUMNS = 8
+
+
+def draw(results: Results, rungs: list[Rung], ledger: Ledger, images: Tensor, labels: Tensor, path: Path) -> None:
+    """Draw the first images, whatever became of them, for each threat model.
+
+    Args:
+        results: What was found.
+        rungs: The rungs.
+        ledger: Where the attacked images are.
+        images: `(N, C, H, W)`, uint8 or in [0, 1].
+        labels: `(N,)`.
+        path: Of the figure.
+    """
+    by_name = {rung.name: rung for rung in rungs}
+    defended = by_name[CLEAN].judge if CLEAN in by_name else None
+    bare = rungs[0].judge
+    count = min(COLUMNS, len(labels))
+    labels = labels[:count].to(bare.device)
+    clean = images[:count].to(bare.device)
+    clean = clean.float().div(255) if clean.dtype == torch.uint8 else clean.float()
+    source = {"blind": UNDEFENDED_ATTACKED, "whitebox": "whitebox" if defended else UNDEFENDED_ATTACKED}
+    threats = [
+        threat for threat in ("blind", "whitebox") if source[threat] in by_name and threat in results.plan.threats
+    ]
+    if defended is None:
+        threats = threats[:1]
+    rows: list[tuple[str, Tensor, list[str]]] = [("clean", clean, _names(bare, clean, labels, results))]
+    for threat in threats:
+        attacked, found = _attacked(by_name[source[threat]], ledger, clean, results.plan.chunk_size)
+        title = f"{threat}\nattacked" if defended else "attacked"
+        names = _names(bare, attacked, labels, results)
+        rows.append(
+            (
+                title,
+                attacked,
+                [
+                    text if hit else text if text.startswith("✗") else "✓ no attack found"
+                    for text, hit in zip(names, found, strict=True)
+                ],
+            )
+        )
+        if defended is not None:
+            purified = _purify(defended, attacked)
+            error = (purified - clean).abs().mul(10).clamp(0, 1)
+            rows.append((f"{threat}\npurified", purified, _names(bare, purified, labels, results)))
+            rows.append((f"{threat}\nerror x10", error, [""] * count))
+    figure = Figure(figsize=(1.25 * count + 1.2, 1.5 * len(rows) + 0.6), layout="constrained")
+    axes = figure.subplots(len(rows), count, squeeze=False)
+    for line, (title, pictures, texts) in zip(axes, rows, strict=True):
+        for axis, picture, text in zip(line, pictures, texts, strict=True):
+            axis.imshow(picture.permute(1, 2, 0).squeeze(-1).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
+            axis.set_title(text, fontsize=7, color="firebrick" if text.startswith("✗") else "black")
+            axis.set_xticks([])
+            axis.set_yticks([])
+        line[0].set_ylabel(title, fontsize=8)
+    values = results.manifest.values
+    figure.suptitle(
+        f"{results.subject.dataset}, {values['norm']} eps {values['eps']}: label predicted by the classifier",
+        fontsize=9,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_figure(str(path), dpi=120)
+
+
+def _attacked(rung: Rung, ledger: Ledger, clean: Tensor, chunk_size: int) -> tuple[Tensor, list[bool]]:
+    """The attacked versions of the first images, and where there is one."""
+    attacked, found = clean.clone(), [False] * len(clean)
+    for chunk in range(-(-len(clean) // chunk_size)):
+        for attack in rung.attacks:
+            unit = ledger.read(rung.name, attack, chunk)
+            if unit is None:
+                continue
+            for index, image in zip(unit.indices[unit.status == Status.BROKEN].tolist(), unit.adversarial, strict=True):
+                if index < len(clean):
+                    attacked[index], found[index] = image.to(clean.device), True
+    return attacked, found
+
+
+def _purify(defended: Target, images: Tensor) -> Tensor:
+    with defended.guarded(), torch.no_grad():
+        for stage in defended.stages[:-1]:
+            images = stage(images)
+    return images
+
+
+def _names(bare: Target, images: Tensor, labels: Tensor, results: Results) -> list[str]:
+    names = results.subject.class_names
+    predictions = judge(bare, images, labels).prediction.tolist()
+    texts = [names[label] if names else str(label) for label in predictions]
+    return [
+        f"✓ {text}" if right else f"✗ {text}"
+        for text, right in zip(texts, [p == y for p, y in zip(predictions, labels.tolist(), strict=True)], strict=True)
+    ]

@@ -1,0 +1,54 @@
+"""Fingerprints: short texts that change when a weight, a pixel, a label or a package does."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PACKAGES = ("maep-lightning", "torch", "pyautoattack", "numpy")
+
+
+def of_json(value: Any) -> str:
+    """SHA-256 of a JSON value, independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of named tensors: names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def of_weights(module: nn.Module | None) -> str | None:
+    """Fingerprint of every parameter and buffer, the non-persistent ones too; None for no module."""
+    if module is None:
+        return None
+    return of_tensors(dict(module.named_parameters()) | dict(module.named_buffers()))
+
+
+def of_architecture(module: nn.Module | None) -> str | None:
+    """Fingerprint of the printed structure, which shows options that are no weights; None for no module."""
+    if module is None:
+        return None
+    text = f"{type(module).__module__}.{type(module).__qualname__}\n{module!r}"
+    return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", text).encode()).hexdigest()
+
+
+def of_packages() -> dict[str, str]:
+    """Versions of the packages that a result depends on."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,186 @@
+"""What is going to be measured, fixed before the first attack."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from torch import Tensor, nn
+
+from maep_lightning.attacks.autoattack import AutoAttackSettings, Version
+from maep_lightning.attacks.threat import Epsilon, Norm
+from maep_lightning.evaluation import fingerprint
+from maep_lightning.evaluation.ledger import write_atomically
+
+Threat = Literal["none", "blind", "whitebox"]
+
+SCHEMA = 1
+
+
+class PlanChangedError(ValueError):
+    """A run folder holds results of something else than what is asked for now."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An evaluation, as a user asks for it.
+
+    Args:
+        eps: Radius on the [0, 1] pixel scale, written `8/255`.
+        norm: `Linf`, `L2` or `L1`.
+        threats: Which threat models: `none` (clean), `blind` (the attacker knows the classifier, not the purifier),
+            `whitebox` (the attacker differentiates through both).
+        n: The first so many samples; None for all.
+        chunk_size: Samples attacked together. Part of the result: random starts are drawn by the row in the chunk.
+        seed: Of all random draws.
+        version: AutoAttack's, `standard` or `rand`.
+        apgd_steps: Iterations of APGD; below the published 100 the result is named reduced.
+        fab_steps: Iterations of FAB; published 100.
+        square_queries: Queries of Square; published 5000.
+        targets: At most so many target classes; None as published.
+
+    Raises:
+        ValueError: If a value is out of range, or a threat unknown.
+    """
+
+    eps: Epsilon
+    norm: Norm = "Linf"
+    threats: tuple[Threat, ...] = ("none", "blind", "whitebox")
+    n: int | None = None
+    chunk_size: int = 64
+    seed: int = 0
+    version: Version = "standard"
+    apgd_steps: int = 100
+    fab_steps: int = 100
+    square_queries: int = 5000
+    targets: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "eps", Epsilon(self.eps))
+        object.__setattr__(self, "threats", tuple(self.threats))
+        unknown = [threat for threat in self.threats if threat not in get_args(Threat)]
+        if unknown or not self.threats:
+            given = ", ".join(unknown) or "none at all"
+            raise ValueError(f"threats must be some of {', '.join(get_args(Threat))}; given: {given}.")
+        for name in ("n", "chunk_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}.")
+        _ = self.settings
+
+    @property
+    def settings(self) -> AutoAttackSettings:
+        """The part that AutoAttack needs."""
+        names = [field.name for field in fields(AutoAttackSettings)]
+        return AutoAttackSettings(**{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A plan bound to networks and data: everything that a result depends on, as JSON types.
+
+    Attributes:
+        values: Field names to values; nothing in it depends on the number of processes.
+        hash: SHA-256 of `values`.
+    """
+
+    values: dict[str, Any]
+    hash: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hash", fingerprint.of_json(self.values))
+
+    @classmethod
+    def bind(
+        cls,
+        plan: Plan,
+        classifier: nn.Module,
+        purifier: nn.Module | None,
+        images: Tensor,
+        labels: Tensor,
+        num_classes: int,
+        device: str,
+    ) -> "Manifest":
+        """Fix a plan to what it is about.
+
+        Args:
+            plan: The plan.
+            classifier: The frozen classifier.
+            purifier: The purifier, or None.
+            images: The images that are evaluated, `(N, C, H, W)`.
+            labels: `(N,)`.
+            num_classes: K.
+            device: Kind of device (`cpu`, `cuda`), since floating point differs between them.
+        """
+        values = asdict(plan) | {
+            "schema": SCHEMA,
+            "eps": str(plan.eps),
+            "n": len(labels),
+            "threats": list(plan.threats),
+            "attacks": list(plan.settings.components(num_classes)),
+            "attack_title": plan.settings.title(num_classes),
+            "num_classes": num_classes,
+            "precision": "float32",
+            "device": device,
+            "classifier_weights": fingerprint.of_weights(classifier),
+            "classifier_architecture": fingerprint.of_architecture(classifier),
+            "purifier_weights": fingerprint.of_weights(purifier),
+            "purifier_architecture": fingerprint.of_architecture(purifier),
+            "images": fingerprint.of_tensors({"images": images}),
+            "labels": fingerprint.of_tensors({"labels": labels}),
+        }
+        values |= {f"version_{name}": number for name, number in fingerprint.of_packages().items()}
+        return cls(values)
+
+    def pin(self, run_dir: Path) -> None:
+        """Write the manifest into a new run folder, or check that the folder's is the same.
+
+        Args:
+            run_dir: The folder; made when missing.
+
+        Raises:
+            PlanChangedError: If the folder was started with something else; the message names each field.
+        """
+        path = run_dir / "plan.json"
+        text = json.dumps({"hash": self.hash, "values": self.values}, indent=2, sort_keys=True) + "\n"
+        if not path.exists():
+            write_atomically(path, text.encode())
+        before = self.read(run_dir)
+        names = sorted(before.values.keys() | self.values.keys())
+        changes = [
+            f"{name}: was {_short(before.values.get(name))}, is {_short(self.values.get(name))}"
+            for name in names
+            if before.values.get(name) != self.values.get(name)
+        ]
+        if changes:
+            raise PlanChangedError(
+                f"{run_dir} holds an evaluation of something else ({'; '.join(changes)})."
+                " Restore that, or give another run_dir."
+            )
+
+    @classmethod
+    def read(cls, run_dir: Path) -> "Manifest":
+        """The manifest of a run folder.
+
+        Args:
+            run_dir: The folder.
+
+        Raises:
+            FileNotFoundError: If there is no evaluation in the folder.
+            PlanChangedError: If the file was edited or is no manifest.
+        """
+        path = run_dir / "plan.json"
+        if not path.exists():
+            raise FileNotFoundError(f"{run_dir} holds no evaluation: plan.json is missing.")
+        try:
+            stored = json.loads(path.read_text())
+            manifest = cls(dict(stored["values"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise PlanChangedError(f"{path} is damaged ({error}); give another run_dir.") from None
+        if manifest.hash != stored.get("hash"):
+            raise PlanChangedError(f"{path} was edited: its values do not have the hash it states.")
+        return manifest
+
+
+def _short(value: Any) -> str:
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else repr(value)

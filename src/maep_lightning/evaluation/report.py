@@ -1,0 +1,184 @@
+"""The report: `report.md` for people, with `report.png` beside it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from maep_lightning.evaluation.figure import draw
+from maep_lightning.evaluation.ledger import Ledger, Status, write_atomically
+from maep_lightning.evaluation.results import Results
+from maep_lightning.evaluation.rungs import Rung
+from maep_lightning.evaluation.summary import Outcome
+
+KNOWS = {
+    "none": "no attack",
+    "blind": "the classifier, but not the purifier",
+    "whitebox": "everything, and differentiates through all of it",
+    "worst": "everything; the per-sample worst of the rungs above and the clean image",
+}
+
+
+def write_report(
+    results: Results,
+    rungs: list[Rung],
+    ledger: Ledger,
+    images: Tensor,
+    labels: Tensor,
+    run_dir: Path,
+    reference: str | Path | None = None,
+) -> None:
+    """Write `report.md` and `report.png` into the run folder.
+
+    Args:
+        results: What was found.
+        rungs: The rungs.
+        ledger: Where the attacked images are.
+        images: The evaluated images, `(N, C, H, W)`, uint8 or in [0, 1].
+        labels: `(N,)`.
+        run_dir: The run folder.
+        reference: A JSON file of published rows, see `read_reference`.
+
+    Raises:
+        ValueError: If the reference file is not as it should be.
+    """
+    published = read_reference(reference, results) if reference is not None else []
+    draw(results, rungs, ledger, images, labels, run_dir / "report.png")
+    write_atomically(run_dir / "report.md", markdown(results, published).encode())
+
+
+def read_reference(path: str | Path, results: Results) -> list[dict[str, Any]]:
+    """Published rows for the same data set, norm and radius.
+
+    Args:
+        path: A JSON file, `{"rows": [{system, dataset, classifier, norm, eps, threat, attack, clean, robust, source}]}`
+            with accuracies as fractions, or null where nothing is known.
+        results: Whose data set, norm and radius count.
+
+    Raises:
+        ValueError: If the file is no such thing.
+    """
+    try:
+        rows = json.loads(Path(path).read_text())["rows"]
+        needed = ("system", "dataset", "norm", "eps", "threat", "clean", "robust", "source")
+        if missing := [name for row in rows for name in needed if name not in row]:
+            raise KeyError(missing[0])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no file of published rows ({type(error).__name__}: {error}).") from None
+    values = results.manifest.values
+    same = (results.subject.dataset, values["norm"], values["eps"])
+    return [row for row in rows if (row["dataset"], row["norm"], row["eps"]) == same]
+
+
+def markdown(results: Results, published: list[dict[str, Any]]) -> str:
+    """The text of the report.
+
+    Args:
+        results: What was found.
+        published: Rows of other systems, see `read_reference`.
+    """
+    subject, values = results.subject, results.manifest.values
+    lines = [f"# {subject.purifier if values['purifier_weights'] else 'No purifier'} before {subject.classifier}", ""]
+    lines += [honesty(results), ""]
+    if not results.complete:
+        lines += ["**Incomplete: errors or missing parts leave only bounds. No figure here is a result.**", ""]
+    lines += [
+        "| system | threat model | attack | clean | robust | 95 % interval | retention |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in results.rows:
+        lines.append(_line(row, results))
+    threats = [row["threat"] for row in results.rows if row["threat"] != "none"]
+    lines += ["", "The attacker knows, by threat model:", ""]
+    lines += [f"- {threat}: {KNOWS[threat]}" for threat in dict.fromkeys(threats)]
+    lines += [
+        "",
+        "Clean and robust are accuracies on the same images, counted one by one. Retention is robust accuracy over the"
+        " clean accuracy of the undefended classifier. Blind figures are accuracies on images made to fool the bare"
+        " classifier; an attacker who knows the purifier does better, which is what the white-box row measures.",
+        "",
+    ]
+    if published:
+        lines += ["## Published figures, same data set, norm and eps", ""]
+        lines += [
+            "| system | classifier | threat model | attack | clean | robust | source |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for row in published:
+            cells = (row.get("classifier") or "?", row["threat"], row.get("attack") or "?")
+            lines.append(
+                f"| {row['system']} | {' | '.join(cells)} | {_percent(row['clean'])} | {_percent(row['robust'])}"
+                f" | {row['source']} |"
+            )
+        lines += [
+            "",
+            "They were measured by others on their classifiers and sample counts; compare within a threat model.",
+            "",
+        ]
+    lines += ["![clean, attacked, purified, error x10](report.png)", ""]
+    lines += ["## What was not as it should be", ""]
+    lines += _troubles(results) or ["Nothing: no warning, no error, no sample left out."]
+    run = results.run
+    lines += [
+        "",
+        "## Where this comes from",
+        "",
+        f"- command: `{run['command']}`",
+        f"- commit: {run['commit'] or 'unknown'}{' with local changes' if run['dirty'] else ''}",
+        f"- versions: {', '.join(f'{name} {number}' for name, number in run['versions'].items())}",
+        f"- hardware: {run['hardware']}; {run['seconds']} s in the last call",
+        f"- plan: `{results.manifest.hash}`",
+        f"- ledger: `{results.ledger_hash}`",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def honesty(results: Results) -> str:
+    """One paragraph that says what the figures mean, for the head of a report."""
+    subject, values = results.subject, results.manifest.values
+    threats = ", ".join(values["threats"])
+    return (
+        f"**{values['norm']} eps {values['eps']}, {values['attack_title']}.** Threat models: {threats}."
+        f" n = {values['n']} ({subject.dataset} {subject.split}, the first {values['n']}), seed {values['seed']},"
+        f" chunks of {values['chunk_size']}, float32 without TF32, every adversarial image verified by a forward pass."
+        f" Hardware: {results.run['hardware']}. Trained on: {subject.training_data}."
+    )
+
+
+def _line(row: dict[str, Any], results: Results) -> str:
+    name = {"none": "none" if row["purifier"] else "undefended-none"}.get(row["threat"], row["threat"])
+    if row["purifier"] is None and row["threat"] == "whitebox":
+        name = "undefended-whitebox"
+    outcome = results.outcomes[name]
+    low, high = row["ci95"]
+    system = f"{row['classifier']}" + (f" behind {row['purifier']}" if row["purifier"] else ", undefended")
+    retention = "-"
+    if row["acc_robust"] is not None and row["acc_undefended_clean"]:
+        retention = _percent(row["acc_robust"] / row["acc_undefended_clean"])
+    return (
+        f"| {system} | {row['threat']} | {row['attack']} | {_percent(row['acc_clean'])}"
+        f" | {_robust(outcome)} | {100 * low:.1f} to {100 * high:.1f} | {retention} |"
+    )
+
+
+def _robust(outcome: Outcome) -> str:
+    if outcome.accuracy is not None:
+        return f"{_percent(outcome.accuracy)} ({outcome.count(Status.ROBUST)}/{outcome.n})"
+    low, high = outcome.bounds
+    return f"between {_percent(low)} and {_percent(high)}"
+
+
+def _troubles(results: Results) -> list[str]:
+    lines = []
+    for name, outcome in results.outcomes.items():
+        for status in (Status.ERROR, Status.NOT_RUN):
+            if count := outcome.count(status):
+                lines.append(f"- {name}: {count} of {outcome.n} samples {status.name.lower().replace('_', ' ')}")
+        lines += [f"- {name}: {text}" for text in (*outcome.errors, *outcome.warnings)]
+    return lines
+
+
+def _percent(fraction: float | None) -> str:
+    return "?" if fraction is None else f"{100 * fraction:.2f} %"

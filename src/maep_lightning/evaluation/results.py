@@ -1,0 +1,149 @@
+"""Results of an evaluation, and the file they are kept in."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from maep_lightning.evaluation.ledger import Ledger, write_atomically
+from maep_lightning.evaluation.plan import Manifest, Plan
+from maep_lightning.evaluation.progress import Timings
+from maep_lightning.evaluation.provenance import describe_run
+from maep_lightning.evaluation.rungs import CLEAN, UNDEFENDED, UNDEFENDED_ATTACKED, Rung
+from maep_lightning.evaluation.summary import Outcome, outcome, worst
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Names of what is evaluated, for people.
+
+    Args:
+        dataset: The data set.
+        split: Its split.
+        classifier: The classifier.
+        purifier: The purifier; ignored without one.
+        policy: How the purifier treats resolutions (`native`, `tile`, ...).
+        class_names: Names of the classes, for the figure; numbers when None.
+        training_data: What the purifier and the classifier were trained on.
+    """
+
+    dataset: str = "unnamed data"
+    split: str = "test"
+    classifier: str = "classifier"
+    purifier: str = "purifier"
+    policy: str = "native"
+    class_names: tuple[str, ...] | None = None
+    training_data: str = "not stated"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What an evaluation found.
+
+    Attributes:
+        rows: One for each system and threat, as `results.json` has them.
+        run: Where the numbers come from.
+        outcomes: Name of a rung to what became of each sample.
+        plan: The plan.
+        manifest: The plan bound to networks and data.
+        subject: Names.
+        ledger_hash: SHA-256 of the ledger.
+    """
+
+    rows: list[dict[str, Any]]
+    run: dict[str, Any]
+    outcomes: dict[str, Outcome]
+    plan: Plan
+    manifest: Manifest
+    subject: Subject
+    ledger_hash: str = ""
+    schema: int = field(default=SCHEMA)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every rung is complete."""
+        return all(row["complete"] for row in self.rows)
+
+    def row(self, threat: str, defended: bool = True) -> dict[str, Any]:
+        """The row of a threat, with the purifier or of the bare classifier.
+
+        Args:
+            threat: Name of the threat.
+            defended: Whether the purifier is part of it.
+
+        Raises:
+            KeyError: If it was not measured.
+        """
+        for row in self.rows:
+            if row["threat"] == threat and (row["purifier"] is not None) == defended:
+                return row
+        raise KeyError(f"No row for threat {threat} {'with' if defended else 'without'} a purifier.")
+
+    def write(self, path: Path) -> None:
+        """Write `results.json`.
+
+        Args:
+            path: The file.
+        """
+        content = {"schema": self.schema, "run": self.run, "rows": self.rows}
+        write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def collect(
+    plan: Plan, manifest: Manifest, rungs: list[Rung], ledger: Ledger, run_dir: Path, subject: Subject, seconds: float
+) -> Results:
+    """Count what is in the ledger.
+
+    Args:
+        plan: The plan.
+        manifest: The plan bound to networks and data.
+        rungs: The rungs that were climbed.
+        ledger: The ledger.
+        run_dir: The run folder, for the times.
+        subject: Names.
+        seconds: Wall-clock time of this call.
+    """
+    n = int(manifest.values["n"])
+    outcomes = {rung.name: outcome(rung, ledger, n, plan.chunk_size) for rung in rungs}
+    spent = Timings(run_dir).seconds()
+    rows = []
+    defended = [name for name in outcomes if not name.startswith("undefended-")]
+    for name, result in outcomes.items():
+        rows.append(_row(name, result, outcomes, manifest, subject, spent.get(name, 0.0)))
+    attacked = [name for name in defended if name != CLEAN]
+    if len(attacked) > 1:
+        outcomes["worst"] = worst("worst", [outcomes[name] for name in defended])
+        rows.append(
+            _row("worst", outcomes["worst"], outcomes, manifest, subject, sum(spent.get(x, 0) for x in attacked))
+        )
+    run = describe_run(plan.seed, seconds)
+    return Results(rows, run, outcomes, plan, manifest, subject, ledger.hash())
+
+
+def _row(
+    name: str, result: Outcome, outcomes: dict[str, Outcome], manifest: Manifest, subject: Subject, seconds: float
+) -> dict[str, Any]:
+    bare = name.startswith("undefended-")
+    threat = {UNDEFENDED: "none", UNDEFENDED_ATTACKED: "whitebox"}.get(name, name)
+    clean = outcomes[UNDEFENDED if bare else CLEAN]
+    low, high = result.interval
+    return {
+        "dataset": subject.dataset,
+        "split": subject.split,
+        "n": result.n,
+        "classifier": subject.classifier,
+        "purifier": None if bare else subject.purifier,
+        "policy": None if bare else subject.policy,
+        "threat": threat,
+        "attack": "none" if threat == "none" else manifest.values["attack_title"],
+        "norm": manifest.values["norm"],
+        "eps": "0" if threat == "none" else manifest.values["eps"],
+        "acc_undefended_clean": outcomes[UNDEFENDED].accuracy,
+        "acc_clean": clean.accuracy,
+        "acc_robust": result.accuracy,
+        "ci95": [round(low, 6), round(high, 6)],
+        "complete": result.complete,
+        "seconds": round(seconds, 1),
+    }

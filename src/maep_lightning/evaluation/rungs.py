@@ -1,0 +1,200 @@
+"""The rungs of the threat ladder: who attacks what, and who judges.
+
+A rung is a name, the attacks in their order, a function that makes candidates for a batch, and the judge that decides.
+Adding a rung needs no change elsewhere.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from maep_lightning.attacks.autoattack import AutoAttackSettings, Component, run_component
+from maep_lightning.attacks.target import Target
+from maep_lightning.evaluation.fingerprint import PACKAGES, of_json
+from maep_lightning.evaluation.ledger import Ledger, Status
+from maep_lightning.evaluation.plan import Manifest, Plan
+
+UNDEFENDED = "undefended-none"
+UNDEFENDED_ATTACKED = "undefended-whitebox"
+CLEAN = "none"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one chunk that an attack works on.
+
+    Attributes:
+        chunk: Number of the chunk.
+        indices: `(k,)` int64 on the CPU, global numbers.
+        images: `(k, C, H, W)` float32 in [0, 1] on the device.
+        labels: `(k,)` on the device.
+        seed: Of this chunk, rung and attack.
+    """
+
+    chunk: int
+    indices: Tensor
+    images: Tensor
+    labels: Tensor
+    seed: int
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.labels)
+
+    def part(self, rows: slice) -> "Batch":
+        """Some of the samples."""
+        return Batch(self.chunk, self.indices[rows], self.images[rows], self.labels[rows], self.seed)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What an attack came up with.
+
+    Attributes:
+        images: `(k, C, H, W)`; the clean image where nothing was found.
+        unreliable: `(k,)` bool, samples whose attack did not work, so that surviving it says nothing; None for none.
+        warnings: Of the attack.
+    """
+
+    images: Tensor
+    unreliable: Tensor | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One threat model.
+
+    Attributes:
+        name: Folder in the ledger and, for rungs of the ladder, the threat in the results.
+        attacks: Names of its attacks; each works on the samples that survived those before.
+        generate: Makes candidates of a batch for an attack.
+        judge: Decides what is broken.
+        context: What the result depends on besides the chunk's data, as JSON types.
+        watched: The target whose gradients the attacks use.
+        baseline: The clean rung of the judge; None for a clean rung.
+        start: `correct`: only samples that are right when clean are attacked, the others count as wrong already (as
+            AutoAttack does). `all`: the accuracy on the attacked images as they come (as blind results are reported).
+        source: The rung whose adversarial images it replays, if any.
+        cached: Whether its units may come from and go to the cache.
+        cost: Forward and backward passes through `watched` for an image that survives, for each attack.
+    """
+
+    name: str
+    attacks: tuple[str, ...]
+    generate: Callable[[Batch, str], Candidates]
+    judge: Target
+    context: dict[str, Any]
+    watched: Target
+    baseline: str | None = None
+    start: Literal["correct", "all"] = "correct"
+    source: str | None = None
+    cached: bool = False
+    cost: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def context_hash(self) -> str:
+        """Fingerprint of the context."""
+        return of_json(self.context)
+
+
+def unit_seed(seed: int, rung: str, attack: str, chunk: int) -> int:
+    """Seed of one attack on one chunk, the same in whatever process."""
+    digest = hashlib.sha256(f"{seed} {rung} {attack} {chunk}".encode()).digest()
+    return int.from_bytes(digest[:4], "big")
+
+
+def clean_rung(name: str, judge: Target, context: dict[str, Any]) -> Rung:
+    """Judge the images as they are."""
+
+    def generate(batch: Batch, attack: str) -> Candidates:
+        return Candidates(batch.images)
+
+    return Rung(name, ("clean",), generate, judge, context, judge, start="all", cost={"clean": (1, 0)})
+
+
+def autoattack_rung(
+    name: str,
+    target: Target,
+    settings: AutoAttackSettings,
+    num_classes: int,
+    context: dict[str, Any],
+    baseline: str,
+    cached: bool = False,
+) -> Rung:
+    """AutoAttack's components with exact gradients through the target, judged by the target."""
+
+    def generate(batch: Batch, attack: str) -> Candidates:
+        component = cast(Component, attack)
+        with target.guarded():
+            images, warnings = run_component(target, batch.images, batch.labels, component, settings, batch.seed)
+        return Candidates(images, warnings=warnings)
+
+    components = settings.components(num_classes)
+    cost: dict[str, tuple[int, int]] = {name: settings.passes(name, num_classes) for name in components}
+    return Rung(name, components, generate, target, context, target, baseline, cached=cached, cost=cost)
+
+
+def replay_rung(name: str, source: Rung, ledger: Ledger, judge: Target, context: dict[str, Any], baseline: str) -> Rung:
+    """Show a judge the adversarial images that another rung has on file, and clean ones where it found none."""
+
+    def generate(batch: Batch, attack: str) -> Candidates:
+        images = batch.images.clone()
+        unreliable = torch.zeros(len(batch), dtype=torch.bool)
+        rows = {int(index): row for row, index in enumerate(batch.indices)}
+        for rung, name in [(source.baseline or "", "clean"), *((source.name, name) for name in source.attacks)]:
+            unit = ledger.read(rung, name, batch.chunk)
+            if unit is None:
+                continue
+            broken = unit.indices[unit.status == Status.BROKEN]
+            for index, image in zip(broken.tolist(), unit.adversarial, strict=True):
+                images[rows[index]] = image.to(images.device)
+                unreliable[rows[index]] = False
+            for index in unit.indices[unit.status == Status.ERROR].tolist():
+                unreliable[rows[index]] = True
+        return Candidates(images, unreliable.to(images.device))
+
+    cost = {"replay": (1, 0)}
+    return Rung(
+        name, ("replay",), generate, judge, context, judge, baseline, start="all", source=source.name, cost=cost
+    )
+
+
+def ladder(plan: Plan, manifest: Manifest, classifier: Target, defended: Target | None, ledger: Ledger) -> list[Rung]:
+    """The rungs of a plan, in the order in which a chunk climbs them.
+
+    Args:
+        plan: The plan.
+        manifest: The plan bound to networks and data.
+        classifier: The bare classifier.
+        defended: The purifier before the classifier; None for no purifier.
+        ledger: Where the blind rung finds the attacks on the classifier.
+    """
+    values = manifest.values
+    classes = int(values["num_classes"])
+    judged = ("schema", "classifier_weights", "classifier_architecture", "device", "precision")
+    attacked = ("norm", "eps", "version", "apgd_steps", "fab_steps", "square_queries", "targets", "seed", "attacks")
+    versions = tuple(f"version_{name}" for name in PACKAGES)
+    purifier = ("purifier_weights", "purifier_architecture")
+    bare = {name: values[name] for name in judged + versions}
+    bare_attack = bare | {name: values[name] for name in attacked}
+    rungs = [clean_rung(UNDEFENDED, classifier, bare)]
+    source = autoattack_rung(
+        UNDEFENDED_ATTACKED, classifier, plan.settings, classes, bare_attack, UNDEFENDED, cached=True
+    )
+    if "blind" in plan.threats or (defended is None and "whitebox" in plan.threats):
+        rungs.append(source)
+    if defended is None:
+        return rungs
+    whole = bare | {name: values[name] for name in purifier}
+    whole_attack = bare_attack | whole
+    rungs.append(clean_rung(CLEAN, defended, whole))
+    if "blind" in plan.threats:
+        rungs.append(replay_rung("blind", source, ledger, defended, whole_attack, CLEAN))
+    if "whitebox" in plan.threats:
+        rungs.append(autoattack_rung("whitebox", defended, plan.settings, classes, whole_attack, CLEAN))
+    return rungs

@@ -1,0 +1,90 @@
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+SCRIPT = Path(__file__).with_name("lightning_case.py")
+ATTACKED = {"robust/blind/Linf_1-255", "robust/whitebox/Linf_1-255", "robust/worst/Linf_1-255"}
+
+
+@pytest.fixture(scope="module")
+def case():
+    spec = importlib.util.spec_from_file_location("lightning_case", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def single(case, tmp_path_factory):
+    """One process with Lightning's default flags: under inference mode."""
+    folder = tmp_path_factory.mktemp("single")
+    callback, logged, _ = case.attack(folder, devices=1)
+    return folder, callback, logged
+
+
+def test_callback__logs_integer_counts_with_the_threat_in_the_name(case, single):
+    _, callback, logged = single
+    names = ATTACKED | {"robust/undefended_whitebox/Linf_1-255", "clean/undefended", "clean/purified"}
+    assert {name.rpartition("/")[0] for name in logged if name != "test/acc_purified"} == names
+    for name in names:
+        count = logged[f"{name}/acc"] * case.SAMPLES
+        assert count == pytest.approx(round(count), abs=1e-5)
+        assert logged[f"{name}/ci_low"] <= logged[f"{name}/acc"] <= logged[f"{name}/ci_high"]
+    assert all(row["n"] == case.SAMPLES for row in callback.results.rows)
+
+
+def test_callback__clean_accuracy_is_that_of_the_test_step(single):
+    _, _, logged = single
+    assert logged["clean/purified/acc"] == pytest.approx(logged["test/acc_purified"], abs=1e-6)
+
+
+def test_callback__writes_the_report_and_shows_it_in_tensorboard(single):
+    folder, _, logged = single
+    assert {"results.json", "report.md", "report.png"} <= {path.name for path in (folder / "autoattack").iterdir()}
+    events = EventAccumulator(str(folder / "tb"))
+    events.Reload()
+    assert events.Tags()["images"] == ["autoattack/report"]
+    (scalar,) = events.Scalars("robust/whitebox/Linf_1-255/acc")
+    assert scalar.value == pytest.approx(logged["robust/whitebox/Linf_1-255/acc"])
+
+
+def test_callback__attacks_are_float32_whatever_the_trainer(case, single, tmp_path):
+    callback, _, _ = case.attack(tmp_path, devices=1, precision="bf16-mixed", logger=False)
+    assert callback.results.ledger_hash == single[1].results.ledger_hash
+
+
+@pytest.mark.world_size
+def test_callback__two_processes_count_every_sample_once(single, tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(SCRIPT), str(tmp_path), "2"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"logged-{rank}.json").read_text()) for rank in (0, 1))
+    # The test step's own accuracy is over batches that Lightning pads; the callback's counts are exact.
+    for logged in (first, second):
+        logged[1].pop("test/acc_purified")
+    assert first == second
+    expected = {name: value for name, value in single[2].items() if name != "test/acc_purified"}
+    assert first == [single[1].results.ledger_hash, expected]
+
+
+def test_callback__says_what_the_task_lacks(case, tmp_path):
+    class Bare(LightningModule):
+        def test_step(self, batch, batch_idx):
+            return torch.zeros(())
+
+    task = Bare()
+    original, case.Task = case.Task, lambda: task
+    try:
+        with pytest.raises(TypeError, match="Bare has no classifier"):
+            case.attack(tmp_path, devices=1, logger=False)
+    finally:
+        case.Task = original

@@ -1,0 +1,68 @@
+"""A defended linear classifier, whose robust accuracy has a closed form, and a script that evaluates it.
+
+usage: linear_case.py RUN_DIR SAMPLES CHUNK_SIZE; prints the ledger hash. RANK and WORLD_SIZE make it distributed.
+"""
+
+import os
+import sys
+
+import torch
+from torch import nn
+
+from maep_lightning.evaluation import Plan, evaluate
+
+EPS = 2 / 255
+
+
+class Flip(nn.Module):
+    """A purifier that mirrors: the defended classifier stays linear, with other weights."""
+
+    def forward(self, images):
+        return images.flip(-1)
+
+
+class Linear(nn.Module):
+    def __init__(self, classes=10, seed=0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.weight = nn.Parameter(torch.randn(classes, 3, 6, 6, generator=generator))
+        self.bias = nn.Parameter(torch.randn(classes, generator=generator))
+
+    def forward(self, images):
+        return images.flatten(1) @ self.weight.flatten(1).T + self.bias
+
+
+def build(samples):
+    """Classifier, purifier, images away from the borders of [0, 1], and labels that are sometimes wrong."""
+    classifier = Linear().eval()
+    generator = torch.Generator().manual_seed(1)
+    images = 0.1 + 0.8 * torch.rand(samples, 3, 6, 6, generator=generator)
+    with torch.no_grad():
+        labels = classifier(images.flip(-1)).argmax(1)
+    labels[::9] = (labels[::9] + 1) % 10
+    return classifier, Flip().eval(), images, labels
+
+
+def closed_form(classifier, images, labels, mirrored):
+    """Whether no perturbation of Linf size EPS changes the class: the margin beats eps times the dual norm."""
+    weight = classifier.weight.detach().double().flip(-1) if mirrored else classifier.weight.detach().double()
+    weight, bias = weight.flatten(1), classifier.bias.detach().double()
+    logits = images.double().flatten(1) @ weight.T + bias
+    margin = logits.gather(1, labels[:, None]) - logits
+    reach = EPS * (weight[labels][:, None] - weight[None]).abs().sum(-1)
+    others = torch.ones_like(margin, dtype=torch.bool).scatter(1, labels[:, None], False)
+    return ((margin > reach) | ~others).all(dim=1)
+
+
+def plan(chunk_size, **changes):
+    """Short budgets: gradient steps are exact on a linear classifier."""
+    budget = {"apgd_steps": 6, "fab_steps": 2, "square_queries": 5, "targets": 9}
+    return Plan(**({"eps": "2/255", "chunk_size": chunk_size} | budget | changes))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        torch.distributed.init_process_group("gloo")
+    results = evaluate(*build(int(sys.argv[2])), plan(int(sys.argv[3])), sys.argv[1])
+    print(results.ledger_hash, [outcome.status.tolist() for outcome in results.outcomes.values()])

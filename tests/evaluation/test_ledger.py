@@ -1,0 +1,92 @@
+import json
+
+import pytest
+import torch
+
+from maep_lightning.evaluation.ledger import Ledger, LedgerError, Unit, UnitCache, write_atomically
+
+
+def unit(**changes):
+    values = {
+        "rung": "whitebox",
+        "attack": "square",
+        "chunk": 3,
+        "context": "c" * 64,
+        "data": "d" * 64,
+        "seed": 5,
+        "indices": torch.tensor([24, 25]),
+        "status": torch.tensor([0, 1], dtype=torch.uint8),
+        "prediction": torch.tensor([1, 2]),
+        "margin": torch.tensor([0.5, -0.25]),
+        "adversarial": torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)),
+        "notes": {"warnings": ["w"], "splits": 1},
+    }
+    return Unit(**(values | changes))
+
+
+def test_unit__round_trip_and_same_bytes():
+    content = unit().to_bytes()
+    again = Unit.from_bytes(content, "x")
+    assert again.to_bytes() == content == unit().to_bytes()
+    assert torch.equal(again.adversarial, unit().adversarial)
+    assert again.notes == unit().notes
+
+
+@pytest.mark.faults
+def test_unit__any_changed_byte_is_noticed():
+    content = unit().to_bytes()
+    for position in range(0, len(content), 7):
+        changed = bytearray(content)
+        changed[position] ^= 4
+        with pytest.raises(LedgerError):
+            Unit.from_bytes(bytes(changed), "x")
+
+
+def test_ledger__hash_is_of_names_and_bytes(tmp_path):
+    first, second = Ledger(tmp_path / "a"), Ledger(tmp_path / "b")
+    for ledger, chunks in ((first, (3, 4)), (second, (4, 3))):
+        for chunk in chunks:
+            ledger.write(unit(chunk=chunk))
+    assert first.hash() == second.hash()
+    (tmp_path / "a" / "leftover.tmp").write_text("x")
+    assert first.hash() == second.hash()
+    second.drop("whitebox", "square", 4)
+    assert first.hash() != second.hash()
+
+
+def test_cache__found_by_what_it_depends_on(tmp_path):
+    cache = UnitCache(tmp_path)
+    cache.write(unit())
+    found = cache.read("whitebox", "c" * 64, "square", 3, "d" * 64)
+    assert found is not None
+    assert found.to_bytes() == unit().to_bytes()
+    assert cache.read("whitebox", "e" * 64, "square", 3, "d" * 64) is None
+    assert cache.read("whitebox", "c" * 64, "square", 3, "e" * 64) is None
+    assert cache.read("whitebox", "c" * 64, "square", 4, "d" * 64) is None
+
+
+@pytest.mark.faults
+def test_cache__damaged_unit_is_made_again_and_an_error_is_not_kept(tmp_path):
+    cache = UnitCache(tmp_path)
+    cache.write(unit(error="RuntimeError: x"))
+    assert not list(tmp_path.rglob("*.safetensors"))
+    cache.write(unit())
+    (path,) = tmp_path.rglob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-3])
+    assert cache.read("whitebox", "c" * 64, "square", 3, "d" * 64) is None
+    assert not path.exists()
+
+
+@pytest.mark.faults
+def test_write_atomically__failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file.json"
+    write_atomically(path, json.dumps([1]).encode())
+
+    def fail(*names):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(OSError, match="make room"):
+        write_atomically(path, b"[2]")
+    assert path.read_text() == "[1]"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.json"]

@@ -1,0 +1,77 @@
+import json
+
+import pytest
+from matplotlib.image import imread
+
+from maep_lightning.evaluation import Subject, evaluate
+
+FIELDS = (
+    "dataset split n classifier purifier policy threat attack norm eps acc_undefended_clean acc_clean acc_robust ci95"
+    " complete seconds"
+)
+
+
+@pytest.fixture(scope="module")
+def finished(linear, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    reference = folder / "published.json"
+    row = {"classifier": "WRN", "norm": "Linf", "threat": "blind", "attack": "AutoAttack", "source": "their Table 1"}
+    rows = [
+        row | {"system": "Theirs", "dataset": "shapes", "eps": "2/255", "clean": 0.9, "robust": 0.8},
+        row | {"system": "Elsewhere", "dataset": "other", "eps": "2/255", "clean": 0.9, "robust": 0.8},
+        row | {"system": "Weaker", "dataset": "shapes", "eps": "1/255", "clean": 0.9, "robust": None},
+    ]
+    reference.write_text(json.dumps({"rows": rows}))
+    subject = Subject(dataset="shapes", classifier="linear", purifier="flip")
+    case = linear.build(20)
+    results = evaluate(*case, linear.plan(8), folder, subject=subject, reference=reference, progress=False)
+    return folder, results
+
+
+def test_results__file_has_exactly_the_agreed_fields(finished):
+    folder, results = finished
+    content = json.loads((folder / "results.json").read_text())
+    assert list(content) == ["schema", "run", "rows"]
+    assert content["schema"] == 1
+    assert list(content["run"]) == ["command", "commit", "dirty", "seed", "hardware", "versions", "seconds"]
+    assert content["rows"] == results.rows
+    for row in content["rows"]:
+        assert " ".join(row) == FIELDS
+        assert 0 <= row["ci95"][0] <= row["acc_robust"] <= row["ci95"][1] <= 1
+    threats = [(row["purifier"], row["threat"], row["eps"]) for row in content["rows"]]
+    assert threats == [
+        (None, "none", "0"),
+        (None, "whitebox", "2/255"),
+        ("flip", "none", "0"),
+        ("flip", "blind", "2/255"),
+        ("flip", "whitebox", "2/255"),
+        ("flip", "worst", "2/255"),
+    ]
+
+
+def test_report__says_the_threat_model_first(finished):
+    folder, results = finished
+    lines = (folder / "report.md").read_text().splitlines()
+    assert lines[0] == "# flip before linear"
+    for text in ("Linf eps 2/255", "reduced", "none, blind, whitebox", "n = 20", "seed 0", "Hardware", "Trained on"):
+        assert text in lines[2]
+    assert results.ledger_hash in "\n".join(lines)
+
+
+def test_report__published_rows_of_the_same_threat_only(finished):
+    text = (finished[0] / "report.md").read_text()
+    assert "| Theirs | WRN | blind | AutoAttack | 90.00 % | 80.00 % | their Table 1 |" in text
+    assert "Elsewhere" not in text
+    assert "Weaker" not in text
+
+
+def test_report__figure_is_drawn(finished):
+    picture = imread(finished[0] / "report.png")
+    assert picture.shape[0] > 500
+    assert picture.std() > 0.1
+
+
+def test_report__bad_reference_is_refused(linear, tmp_path):
+    (tmp_path / "bad.json").write_text('{"rows": [{"system": "x"}]}')
+    with pytest.raises(ValueError, match=r"bad\.json is no file of published rows"):
+        evaluate(*linear.build(4), linear.plan(4), tmp_path, reference=tmp_path / "bad.json", progress=False)
