@@ -19,14 +19,15 @@ class Epsilon(float):
     text: str
 
     def __new__(cls, value: str | float) -> Self:  # noqa: D102
+        text = value.replace(" ", "") if isinstance(value, str) else getattr(value, "text", repr(float(value)))
         try:
-            number = float(Fraction(value)) if isinstance(value, str) and "/" in value else float(value)
+            number = float(Fraction(text)) if "/" in text else float(text)
         except (ValueError, ZeroDivisionError):
             raise ValueError(f"eps must be a number or a fraction such as 8/255, not {value!r}.") from None
         if not 0 <= number < float("inf"):
             raise ValueError(f"eps must be a finite number of at least 0, not {value!r}.")
         self = super().__new__(cls, number)
-        self.text = value.replace(" ", "") if isinstance(value, str) else getattr(value, "text", repr(float(value)))
+        self.text = text
         return self
 
     def __str__(self) -> str:

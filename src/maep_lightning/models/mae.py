@@ -182,7 +182,7 @@ class MaskedAutoencoder(nn.Module):
         p, grid = self.config.patch_size, self.grid(images)
         normalized = self.normalize(images)
         latent, mask, ids_restore = self.forward_encoder(normalized, mask_ratio, generator)
-        patches = self.forward_decoder(latent, ids_restore, grid).float()
+        patches = self.forward_decoder(latent, ids_restore, grid).to(images.dtype)
         visible = patchify(normalized, p) * (1 - mask[:, :, None])
         if self.config.residual:
             patches = patches + visible
@@ -190,7 +190,7 @@ class MaskedAutoencoder(nn.Module):
         if self.refinement is not None:
             hole = mask[:, :, None]
             seen = unpatchify(visible + patches * hole, p, grid) if mask_ratio else normalized
-            image = image + self.refinement(torch.cat([image, seen], dim=1)).float()
+            image = image + self.refinement(torch.cat([image, seen], dim=1)).to(images.dtype)
         return MAEOutput(self.normalize.inverse(image), patches, mask)
 
     def reconstruction_loss(self, images: Tensor, output: MAEOutput, norm_pix: bool = False) -> Tensor:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from maep_lightning.attacks.pgd import pgd
 from maep_lightning.attacks.threat import Epsilon, Norm, check_radius
 from maep_lightning.functional.augment import random_flip
-from maep_lightning.functional.losses import PixelLoss, masked_patch_loss, pixel_distance
-from maep_lightning.functional.patches import patchify
+from maep_lightning.functional.losses import PixelLoss, pixel_distance
 from maep_lightning.models.classifiers import load_classifier
 from maep_lightning.models.lora import Target, inject_lora
 from maep_lightning.models.purifier import Purifier
@@ -62,16 +61,19 @@ class PurifierFinetuning(Task):
 
     The loss is the distance between the purified attacked image and the clean one (MAEP's purification loss, l1), over
     the visible patches and, where some are removed, the removed ones alike. `consistency` adds the divergence between
-    the frozen surrogate's predictions on the purified and on the clean image; 0 is the paper's loss.
+    the frozen surrogate's predictions on the purified and on the clean image; 0 is the paper's loss. Its weight rises
+    linearly over the training: a network that cannot denoise yet answers it by giving up detail.
 
     Args:
         classifier: File of the frozen surrogate that is attacked.
+        classifier_name: What network the surrogate's file holds, if it does not say it itself.
+        num_classes: Number of classes K, needed with `classifier_name`.
         weights: File of the purifier to start from, such as the one pre-training left; None starts from scratch.
         shape: Name of the architecture, used when `weights` is None.
         overrides: Fields of the shape to replace, used when `weights` is None.
         mask_ratio: Share of removed patches while training; the paper takes 0.5, and 0 for LoRA.
         loss: `l1` (the paper), `l2` or `charbonnier`.
-        consistency: Weight of the consistency term.
+        consistency: Weight of the consistency term at the end of the training.
         clean_fraction: Share of the samples of a batch that stay unattacked, so that clean images pass unharmed.
         attack: How the pairs are made.
         lora: Train adapters of this kind on the decoder instead of the whole network.
@@ -81,6 +83,8 @@ class PurifierFinetuning(Task):
     def __init__(
         self,
         classifier: str,
+        classifier_name: str | None = None,
+        num_classes: int | None = None,
         weights: str | None = None,
         shape: str = "maep_conv_patch4_32",
         overrides: dict[str, Any] | None = None,
@@ -100,7 +104,7 @@ class PurifierFinetuning(Task):
         self.loss_kind = loss
         self.consistency = consistency
         self.clean_fraction = clean_fraction
-        self.classifier = load_classifier(classifier)
+        self.classifier = load_classifier(classifier, classifier_name, num_classes)
         if weights is None:
             self.purifier = Purifier(create_mae(shape, **(overrides or {})))
         else:
@@ -126,7 +130,8 @@ class PurifierFinetuning(Task):
         return self.purifier
 
     def on_fit_start(self) -> None:
-        """Keep the surrogate in evaluation mode, which Lightning does not promise."""
+        """Also keep the surrogate in evaluation mode, which Lightning does not promise."""
+        super().on_fit_start()
         self.classifier.eval()
 
     def attacked(self, images: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -156,6 +161,11 @@ class PurifierFinetuning(Task):
         if self.attack.refresh <= 1:
             return self.attacked(images, labels)
         if self._pool is None or self._age is None:
+            if self.trainer.datamodule.augment:  # type: ignore[attr-defined]
+                raise ValueError(
+                    "attack.refresh above 1 keeps attacked images for later epochs, so the data must not be augmented "
+                    "before: set data.init_args.augment to false. Pairs are still flipped, both images alike."
+                )
             size = self.trainer.datamodule.train_size  # type: ignore[attr-defined]
             self._pool = torch.empty(size, *images.shape[1:], dtype=torch.uint8, device=images.device)
             self._age = torch.full((size,), self.attack.refresh, device=images.device)
@@ -187,7 +197,8 @@ class PurifierFinetuning(Task):
         """One step on (attacked, clean) pairs."""
         clean, labels, index = batch
         attacked = self.training_pairs(clean, labels, index)
-        clean, attacked = random_flip(clean, attacked)
+        if self.trainer.datamodule.spec.flip:  # type: ignore[attr-defined]
+            clean, attacked = random_flip(clean, attacked)
         if self.clean_fraction:
             untouched = torch.rand(len(clean), 1, 1, 1, device=clean.device) < self.clean_fraction
             attacked = torch.where(untouched, clean, attacked)
@@ -199,7 +210,8 @@ class PurifierFinetuning(Task):
             prediction = self.classifier(purified.clamp(0, 1)).float().log_softmax(dim=1)
             divergence = F.kl_div(prediction, target, reduction="batchmean")
             self.log("train/consistency", divergence.detach())
-            loss = loss + self.consistency * divergence
+            progress = self.trainer.global_step / self.trainer.estimated_stepping_batches
+            loss = loss + self.consistency * progress * divergence
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
 

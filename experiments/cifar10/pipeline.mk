@@ -1,0 +1,73 @@
+# CIFAR-10: `make reproduce-cifar10 SCALE=smoke|cpu|gpu`. MAEP with the winning options, and the paper's plain ViT beside
+# it (`plain`), on one frozen classifier. README.md in this folder says what each scale costs and found.
+include experiments/study.mk
+
+CIFAR10 := runs/cifar10-$(SCALE)
+
+# The paper's plain ViT and its loss: no residual, no refinement, l1 alone, half of the patches removed.
+PLAIN := --model.init_args.shape mae_vit_tiny_patch4_32 --model.init_args.overrides '{residual: false}'
+PAPER := --model.init_args.mask_ratio 0.5 --model.init_args.consistency 0 --model.init_args.clean_fraction 0
+
+smoke.network := resnet20
+smoke.overlays := --config configs/scale/smoke.yaml
+smoke.classifier := --trainer.max_epochs 12
+smoke.pretrain := --trainer.max_epochs 1
+smoke.finetune := --trainer.max_epochs 2
+smoke.lora := --trainer.max_epochs 1
+smoke.plain.pretrain := $(PLAIN) --trainer.max_epochs 1
+smoke.plain.finetune := $(PAPER) --trainer.max_epochs 1
+smoke.plain.lora := $(PAPER) --model.init_args.mask_ratio 0 --trainer.max_epochs 1
+smoke.images := 100
+smoke.whitebox_images := 20
+
+cpu.network := resnet20
+cpu.overlays := --config configs/scale/cpu.yaml
+cpu.classifier := --trainer.max_epochs 20
+cpu.pretrain := --trainer.max_epochs 2
+cpu.finetune := --trainer.max_epochs 12 --trainer.check_val_every_n_epoch 2 --data.init_args.train_limit 25000 \
+  --data.init_args.val_size 1000 --model.init_args.attack.refresh 12
+cpu.lora := --trainer.max_epochs 1 --data.init_args.train_limit 10000 --data.init_args.val_size 1000
+cpu.plain.pretrain := $(PLAIN) --trainer.max_epochs 1 --data.init_args.train_limit 20000
+cpu.plain.finetune := $(PAPER) --trainer.max_epochs 2 --data.init_args.train_limit 20000 --data.init_args.val_size 1000
+cpu.plain.lora := $(PAPER) --model.init_args.mask_ratio 0 --trainer.max_epochs 1 --data.init_args.train_limit 10000 --data.init_args.val_size 1000
+cpu.images := 1000
+cpu.whitebox_images := 200
+
+gpu.network := wrn-28-10
+gpu.overlays := --config configs/scale/gpu.yaml
+gpu.classifier := --model.init_args.classifier $(gpu.network) --trainer.max_epochs 200
+gpu.pretrain := --model.init_args.shape mae_vit_small_patch2_32 \
+  --model.init_args.overrides '{refine_depth: 12, refine_width: 128}' --trainer.max_epochs 200
+gpu.finetune := --trainer.max_epochs 100 --model.init_args.attack.refresh 5
+gpu.lora := --trainer.max_epochs 10
+gpu.plain.pretrain := --model.init_args.shape mae_vit_small_patch2_32 --model.init_args.overrides '{residual: false}' \
+  --trainer.max_epochs 200
+gpu.plain.finetune := $(PAPER) $(gpu.finetune)
+gpu.plain.lora := $(PAPER) --model.init_args.mask_ratio 0 $(gpu.lora)
+gpu.images := 10000
+gpu.whitebox_images := 10000
+
+VICTIM := $(or $(CLASSIFIER),$(CIFAR10)/classifier/classifier.safetensors)
+$(eval $(call maep-classifier,configs/cifar10,$(CIFAR10),$($(SCALE).overlays),$($(SCALE).classifier)))
+$(eval $(call maep-purifier,configs/cifar10,$(CIFAR10)/maep,$($(SCALE).overlays),$(SCALE).))
+$(eval $(call maep-purifier,configs/cifar10,$(CIFAR10)/plain,$($(SCALE).overlays),$(SCALE).plain.))
+
+named = --trainer.callbacks.init_args.purifier_name $(1) \
+  --trainer.callbacks.init_args.classifier_name $(or $(CLASSIFIER_NAME),$($(SCALE).network))
+
+# Attacks run in float32 whatever the overlay says; the blind one is cheap, so it covers more images.
+$(CIFAR10)/%/blind/results.json: $(CIFAR10)/%/lora/purifier.safetensors
+	$(call maep-attack,configs/cifar10/blind.yaml,$(CIFAR10)/$*,blind,$<,\
+	  --data.init_args.test_limit $($(SCALE).images) $(call named,$*))
+
+$(CIFAR10)/%/attack/results.json: $(CIFAR10)/%/lora/purifier.safetensors
+	$(call maep-attack,configs/cifar10/attack.yaml,$(CIFAR10)/$*,attack,$<,\
+	  --data.init_args.test_limit $($(SCALE).whitebox_images) $(call named,$*))
+
+CIFAR10_RESULTS := $(foreach purifier,maep plain,$(foreach attack,blind attack,$(CIFAR10)/$(purifier)/$(attack)/results.json))
+$(CIFAR10)/results.json: $(CIFAR10_RESULTS)
+	$(BIN)/python experiments/collect.py $(CIFAR10) --reference experiments/cifar10/expected.json
+
+.PHONY: reproduce-cifar10
+reproduce-cifar10: $(CIFAR10)/results.json
+	@echo "[cifar10] the report: $(CIFAR10)/report.md, the pictures: $(CIFAR10)/*/attack/report.png"

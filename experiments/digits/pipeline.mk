@@ -1,0 +1,14 @@
+# The demo: every stage of MAEP on scikit-learn's digits, some minutes on two cores, no download.
+include experiments/study.mk
+
+VICTIM := runs/demo/classifier/classifier.safetensors
+$(eval $(call maep-classifier,configs/digits,runs/demo))
+$(eval $(call maep-purifier,configs/digits,runs/demo,,demo.))
+
+runs/demo/results.json: runs/demo/lora/purifier.safetensors
+	$(call maep-run,test,configs/digits/attack.yaml,runs/demo,attack,--trainer.callbacks.init_args.run_dir runs/demo)
+
+.PHONY: demo
+demo: runs/demo/results.json
+	@echo "[demo] the report: runs/demo/report.md, runs/demo/report.png, runs/demo/results.json"
+	@echo "[demo] the curves: make dashboard"

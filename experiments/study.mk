@@ -1,0 +1,45 @@
+# The stages of MAEP as files: each target is the weights or the results that its stage leaves, so a finished stage is
+# not run again, and a killed one goes on from its last checkpoint (--ckpt_path last).
+#
+# $(call maep-classifier,CONFIGS,RUN,OVERLAYS,OPTIONS) gives the rule of stage 0, and
+# $(call maep-purifier,CONFIGS,RUN,OVERLAYS,VARIABLES) those of stages 1 to 3 of one purifier:
+#   CONFIGS    the folder of the configurations
+#   RUN        the folder of the results
+#   OVERLAYS   further --config options
+#   VARIABLES  prefix of the variables with options of each stage, such as cpu. for cpu.finetune
+# VICTIM, the file of the frozen classifier, is to be set before. CLASSIFIER and CLASSIFIER_NAME name one to defend
+# instead of the one that the study trains.
+
+# $(call maep-run,VERB,CONFIG,FOLDER,STAGE,OPTIONS): runs a stage and notes how long it took.
+define maep-run
+@echo "[$(4)] $(1) --config $(2); logs and checkpoints in $(3)/$(4)"
+@mkdir -p $(3)/$(4)
+@start=$$(date +%s); $(LIGHTNING) $(1) --config $(2) $(5) --trainer.default_root_dir $(3)/$(4) \
+  --trainer.logger.init_args.save_dir $(3) && echo $$(($$(date +%s) - start)) >> $(3)/$(4)/seconds
+@echo "[$(4)] done: $@"
+endef
+
+victim-options = --model.init_args.classifier $(VICTIM)$(if $(CLASSIFIER_NAME), \
+  --model.init_args.classifier_name $(CLASSIFIER_NAME))
+
+define maep-classifier
+$(2)/classifier/classifier.safetensors: | $(INSTALLED)
+	$$(call maep-run,fit,$(1)/classifier.yaml,$(2),classifier,$(3) $(4) --ckpt_path last)
+endef
+
+define maep-purifier
+$(2)/pretrain/purifier.safetensors: | $(INSTALLED)
+	$$(call maep-run,fit,$(1)/pretrain.yaml,$(2),pretrain,$(3) $$($(4)pretrain) --ckpt_path last)
+
+$(2)/finetune/purifier.safetensors: $(2)/pretrain/purifier.safetensors $(VICTIM)
+	$$(call maep-run,fit,$(1)/finetune.yaml,$(2),finetune,$(3) $(victim-options) \
+	  --model.init_args.weights $$< $$($(4)finetune) --ckpt_path last)
+
+$(2)/lora/purifier.safetensors: $(2)/finetune/purifier.safetensors $(VICTIM)
+	$$(call maep-run,fit,$(1)/lora.yaml,$(2),lora,$(3) $(victim-options) \
+	  --model.init_args.weights $$< $$($(4)lora) --ckpt_path last)
+endef
+
+# $(call maep-attack,CONFIG,RUN,STAGE,PURIFIER,OPTIONS): the recipe that judges PURIFIER; results lie in RUN/STAGE.
+maep-attack = $(call maep-run,test,$(1),$(2),$(3),$(victim-options) --model.init_args.purifier $(4) \
+  --trainer.callbacks.init_args.run_dir $(2)/$(3) $(5))

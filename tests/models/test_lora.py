@@ -1,0 +1,77 @@
+import copy
+
+import pytest
+import torch
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from maep_lightning.models.lora import LoRALinear, inject_lora, merge_lora
+
+
+@pytest.fixture
+def blocks():
+    torch.manual_seed(0)
+    return nn.Sequential(Block(16, 2, qkv_bias=True), Block(16, 2, qkv_bias=True))
+
+
+@pytest.mark.oracle
+def test_inject_lora__equals_peft(blocks):
+    peft = pytest.importorskip("peft")
+    reference = copy.deepcopy(blocks)
+    config = peft.LoraConfig(r=3, lora_alpha=7, target_modules=["qkv", "attn.proj", "fc1", "fc2"])
+    peft.inject_adapter_in_model(config, reference)
+    inject_lora(blocks, rank=3, alpha=7.0)
+    theirs = {name.replace(".default.weight", ""): p for name, p in reference.named_parameters() if "lora" in name}
+    ours = {name: p for name, p in blocks.named_parameters() if "lora" in name}
+    assert theirs.keys() == ours.keys()
+    for name, parameter in ours.items():
+        value = torch.randn(parameter.shape) * 0.1
+        parameter.data.copy_(value)
+        theirs[name].data.copy_(value)
+    x = torch.rand(2, 5, 16)
+    torch.testing.assert_close(blocks(x), reference(x), atol=1e-6, rtol=1e-5)
+
+
+def test_inject_lora__changes_nothing_at_first_and_trains_adapters_alone(blocks):
+    x = torch.rand(2, 5, 16)
+    before = blocks(x)
+    blocks.requires_grad_(False)
+    parameters = inject_lora(blocks, rank=2, alpha=4.0)
+    assert torch.equal(blocks(x), before)
+    assert {id(p) for p in blocks.parameters() if p.requires_grad} == {id(p) for p in parameters}
+    frozen = {name: p.clone() for name, p in blocks.named_parameters() if not p.requires_grad}
+    optimizer = torch.optim.SGD(blocks.parameters(), 1.0)
+    for _ in range(2):
+        blocks(x).square().sum().backward()
+        optimizer.step()
+    assert all(torch.equal(p, frozen[name]) for name, p in blocks.named_parameters() if name in frozen)
+    assert not torch.equal(blocks(x), before)
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [(["qkv"], {"attn.qkv"}), (["proj"], {"attn.proj"}), (["mlp", "qkv"], {"attn.qkv", "mlp.fc1", "mlp.fc2"})],
+)
+def test_inject_lora__adapts_the_layers_asked_for(blocks, targets, expected):
+    inject_lora(blocks, 2, 2.0, targets)
+    adapted = {name[2:] for name, module in blocks.named_modules() if isinstance(module, LoRALinear)}
+    assert adapted == expected
+
+
+def test_merge_lora__restores_names_and_keeps_outputs(blocks):
+    names = list(blocks.state_dict())
+    for parameter in inject_lora(blocks, 2, 4.0):
+        nn.init.normal_(parameter, std=0.3)
+    merged = merge_lora(blocks)
+    x = torch.rand(2, 5, 16)
+    assert list(merged.state_dict()) == names
+    torch.testing.assert_close(merged(x), blocks(x), atol=1e-5, rtol=1e-5)
+
+
+def test_inject_lora__explains_mistakes(blocks):
+    with pytest.raises(ValueError, match="rank of LoRA must be at least 1"):
+        inject_lora(blocks, 0, 1.0)
+    with pytest.raises(ValueError, match=r"Unknown LoRA targets \['key'\]"):
+        inject_lora(blocks, 1, 1.0, ["key"])
+    with pytest.raises(ValueError, match="No layer"):
+        inject_lora(nn.Sequential(nn.Linear(2, 2)), 1, 1.0)

@@ -1,0 +1,72 @@
+import math
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from maep_lightning.data import ImageDataModule
+from maep_lightning.tasks import ClassifierTraining, MAEPretraining
+from maep_lightning.tasks.base import Optimization, cosine_with_warmup
+
+
+def test_cosine_with_warmup__rises_linearly_then_falls_to_zero():
+    factors = [cosine_with_warmup(step, 100, 0.1) for step in range(101)]
+    assert factors[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
+    assert factors[55] == pytest.approx(0.5)
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[100] == pytest.approx(0, abs=1e-12)
+    assert math.isfinite(cosine_with_warmup(0, 1, 0.0))
+
+
+def fit(task, tmp_path, batch_size=32, **options):
+    data = ImageDataModule("digits", batch_size=batch_size, train_limit=128, val_size=20)
+    trainer = Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, **options,
+    )  # fmt: skip
+    trainer.fit(task, data)
+    return trainer
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate", "expected"), [(32, 1, 1e-3 / 8), (16, 4, 1e-3 / 4)])
+def test_learning_rate__follows_the_effective_batch(tmp_path, batch_size, accumulate, expected):
+    task = ClassifierTraining("resnet8", optimization=Optimization(base_lr=1e-3, warmup=0.0))
+    trainer = fit(task, tmp_path, batch_size, accumulate_grad_batches=accumulate)
+    assert trainer.optimizers[0].defaults["lr"] == pytest.approx(expected)
+
+
+def test_optimizer__decays_matrices_only():
+    task = ClassifierTraining("resnet8", optimization=Optimization(weight_decay=0.3))
+    task.trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", max_steps=10)
+    task.trainer.datamodule = ImageDataModule("digits")
+    groups = {g["name"]: g for g in task.configure_optimizers()["optimizer"].param_groups}
+    assert groups["decay"]["weight_decay"] == 0.3
+    assert groups["no_decay"]["weight_decay"] == 0
+    assert all(p.ndim > 1 for p in groups["decay"]["params"])
+    assert sum(len(g["params"]) for g in groups.values()) == len(list(task.classifier.parameters()))
+
+
+def test_classifier_training__learns_the_digits(tmp_path):
+    torch.manual_seed(0)
+    task = ClassifierTraining("resnet8", optimization=Optimization(base_lr=2e-2))
+    data = ImageDataModule("digits", batch_size=32, train_limit=600, val_size=100)
+    trainer = Trainer(
+        max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(task, data)
+    assert trainer.callback_metrics["val/acc_clean"] > 0.6
+
+
+def test_mae_pretraining__lowers_the_masked_loss_on_held_out_images(tmp_path):
+    torch.manual_seed(0)
+    overrides = {"width": 32, "depth": 1, "heads": 2, "decoder_width": 32, "decoder_heads": 2, "refine_depth": 0}
+    task = MAEPretraining(overrides=overrides, optimization=Optimization(base_lr=3e-2))
+    data = ImageDataModule("digits", batch_size=32, train_limit=600, val_size=100)
+    images = data.val_set().images.float() / 255
+    before = task.loss(images, torch.Generator().manual_seed(0)).item()
+    Trainer(
+        max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path,
+    ).fit(task, data)  # fmt: skip
+    assert task.loss(images, torch.Generator().manual_seed(0)).item() < 0.7 * before
