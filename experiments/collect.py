@@ -15,9 +15,7 @@ from typing import Any
 def minutes(run: Path) -> dict[str, float]:
     """Minutes of each finished stage; those of a stage that was killed and resumed count from its last start."""
     noted = sorted(run.rglob("seconds"), key=lambda file: file.stat().st_mtime)
-    return {
-        str(file.parent.relative_to(run)): round(sum(map(int, file.read_text().split())) / 60, 1) for file in noted
-    }
+    return {str(file.parent.relative_to(run)): round(sum(map(int, file.read_text().split())) / 60, 1) for file in noted}
 
 
 def rows_of(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -56,7 +54,10 @@ def table(rows: list[dict[str, Any]], published: list[dict[str, Any]]) -> list[s
         )
     if published:
         lines += ["", "Published by others, on their classifiers; compare within a threat model:", ""]
-        lines += ["| system | classifier | threat model | attack | clean | robust | source |", "|---|---|---|---|---|---|---|"]
+        lines += [
+            "| system | classifier | threat model | attack | clean | robust | source |",
+            "|---|---|---|---|---|---|---|",
+        ]
         lines += [
             f"| {row['system']} | {row['classifier']} | {row['threat']} | {row['attack']} | {percent(row['clean'])} |"
             f" {percent(row['robust'])} | {row['source']} |"
@@ -79,7 +80,10 @@ def main() -> None:
     lines = [f"# {arguments.run.name}", "", f"Linf eps {rows[0]['eps']}, seed {run['seed']}; {run['hardware']}.", ""]
     lines += [*table(rows, published), "", "| stage | minutes |", "|---|---|"]
     lines += [f"| {stage} | {spent} |" for stage, spent in stages.items()]
-    lines += ["", f"Commit {run['commit']}{' with local changes' if run['dirty'] else ''}; last command `{run['command']}`."]
+    lines += [
+        "",
+        f"Commit {run['commit']}{' with local changes' if run['dirty'] else ''}; last command `{run['command']}`.",
+    ]
     (arguments.run / "report.md").write_text("\n".join(lines) + "\n")
 
 

@@ -122,9 +122,7 @@ def test_base_patch16_224__has_the_parameters_of_the_published_network():
     with torch.device("meta"):
         mae = MaskedAutoencoder(config)
     encoder = 768 * 3 * 256 + 768 + 768 + 12 * (4 * 768 * 768 + 4 * 768 + 8 * 768 * 768 + 5 * 768 + 4 * 768) + 2 * 768
-    decoder = (
-        768 * 512 + 512 + 512 + 8 * (4 * 512**2 + 4 * 512 + 8 * 512**2 + 5 * 512 + 4 * 512) + 2 * 512 + 513 * 768
-    )
+    decoder = 768 * 512 + 512 + 512 + 8 * (4 * 512**2 + 4 * 512 + 8 * 512**2 + 5 * 512 + 4 * 512) + 2 * 512 + 513 * 768
     assert config.residual is False
     assert sum(p.numel() for p in mae.parameters()) == encoder + decoder
 

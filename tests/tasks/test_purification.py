@@ -30,7 +30,10 @@ def classifier_file(tmp_path):
 @pytest.fixture
 def purifier_file(tmp_path):
     torch.manual_seed(0)
-    Purifier(create_mae("maep_conv_patch4_32", **SMALL)).save_pretrained(tmp_path / "purifier.safetensors")
+    purifier = Purifier(create_mae("maep_conv_patch4_32", **SMALL))
+    for parameter in purifier.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    purifier.save_pretrained(tmp_path / "purifier.safetensors")
     return str(tmp_path / "purifier.safetensors")
 
 
@@ -88,11 +91,13 @@ def test_refresh__keeps_attacked_images_for_the_epochs_asked_for(classifier_file
     counts = {}
     for refresh in (1, 2, 4):
         task = PurifierFinetuning(classifier_file, overrides=SMALL, attack=attack(refresh=refresh, steps=1))
-        seen = []
-        original = task.attacked
-        monkeypatch.setattr(
-            task, "attacked", lambda x, y, g=None, o=original, s=seen: (s.append(len(x) if g is None else 0), o(x, y, g))[1]
-        )
+        seen, attacked = [], task.attacked
+
+        def counted(images, labels, attacked=attacked, seen=seen):
+            seen.append(len(images))
+            return attacked(images, labels)
+
+        monkeypatch.setattr(task, "attacked", counted)
         run(task, tmp_path, epochs=4, limit_val_batches=0)
         counts[refresh] = sum(seen)
     assert counts == {1: 4 * 96, 2: 2 * 96, 4: 96}

@@ -61,5 +61,5 @@ def pgd(
 
 
 def _project_l2(delta: Tensor, eps: float) -> Tensor:
-    length = delta.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
+    length: Tensor = delta.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
     return delta * (eps / length).clamp(max=1)

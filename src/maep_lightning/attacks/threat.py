@@ -34,9 +34,9 @@ class Epsilon(float):
         """The value as it was written."""
         return self.text
 
-    def __getnewargs__(self) -> tuple[str]:
+    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
         """Keep the text when pickled or copied."""
-        return (self.text,)
+        return type(self), (self.text,)
 
 
 def check_radius(eps: float, norm: Norm) -> None:

@@ -21,7 +21,9 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     b, c, h, w = images.shape
     p = patch_size
     if h % p or w % p:
-        raise ValueError(f"Images of {h}x{w} pixels cannot be cut into patches of {p}x{p}: choose a patch size that divides both sides.")
+        raise ValueError(
+            f"Images of {h}x{w} pixels cannot be cut into patches of {p}x{p}: the patch must divide both sides."
+        )
     x = images.reshape(b, c, h // p, p, w // p, p)
     return x.permute(0, 2, 4, 3, 5, 1).reshape(b, (h // p) * (w // p), p * p * c)
 

@@ -60,14 +60,16 @@ def create_classifier(name: str, num_classes: int, pretrained: bool = False) -> 
     library, _, model_name = name.rpartition(":")
     if library == "timm":
         network = timm.create_model(model_name, pretrained=pretrained, num_classes=num_classes)
-        settings: dict[str, Any] = network.pretrained_cfg if pretrained else {}
+        settings: Any = network.pretrained_cfg if pretrained else {}
         return NormalizedClassifier(network, settings.get("mean", CIFAR_MEAN), settings.get("std", CIFAR_STD))
     if library == "torchvision":
         options = {"weights": "DEFAULT"} if pretrained else {"num_classes": num_classes}
         return NormalizedClassifier(torchvision.models.get_model(model_name, **options), IMAGENET_MEAN, IMAGENET_STD)
     if name not in _OWN:
         nearest = difflib.get_close_matches(name, _OWN, n=3) or list(_OWN)
-        raise ValueError(f"Unknown classifier {name!r}; known are {', '.join(nearest)}, timm:NAME and torchvision:NAME.")
+        raise ValueError(
+            f"Unknown classifier {name!r}; known are {', '.join(nearest)}, timm:NAME and torchvision:NAME."
+        )
     if pretrained:
         raise ValueError(f"No published weights of {name} are fetched here: train it, or give the path of a file.")
     return _OWN[name](num_classes)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers import PatchEmbed
+from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -87,9 +87,7 @@ class MaskedAutoencoder(nn.Module):
         self.normalize = Normalize(config.mean, config.std)
         self.patch_embed = PatchEmbed(None, p, 3, config.width, strict_img_size=False)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.blocks = nn.ModuleList(
-            [Block(config.width, config.heads, qkv_bias=True) for _ in range(config.depth)]
-        )
+        self.blocks = nn.ModuleList([Block(config.width, config.heads, qkv_bias=True) for _ in range(config.depth)])
         self.norm = nn.LayerNorm(config.width)
 
         self.decoder_embed = nn.Linear(config.width, config.decoder_width)

@@ -6,8 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from maep_lightning.models.mae import MAEConfig, MaskedAutoencoder
-
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+from maep_lightning.models.resnet import IMAGENET_MEAN, IMAGENET_STD
 
 
 def mae_vit_tiny_patch4_32() -> MAEConfig:
@@ -44,12 +43,12 @@ def mae_vit_base_patch16_224() -> MAEConfig:
     """The ViT-B/16 of He et al. 2022 at 224 px, decoder width 512 and depth 8; plain output."""
     return MAEConfig(
         image_size=224, patch_size=16, width=768, depth=12, heads=12,
-        decoder_width=512, decoder_depth=8, decoder_heads=16, residual=False, **IMAGENET,
+        decoder_width=512, decoder_depth=8, decoder_heads=16, residual=False, mean=IMAGENET_MEAN, std=IMAGENET_STD,
     )  # fmt: skip
 
 
 def maep_conv_patch4_32() -> MAEConfig:
-    """A small ViT (width 96, depth 3 + 1) and a convolutional refinement, 0.7 M parameters: the default at CPU scale."""
+    """A small ViT (width 96, depth 3 + 1) and a convolutional refinement, 0.7 M parameters: the CPU-scale default."""
     return MAEConfig(
         width=96, depth=3, heads=3, decoder_width=96, decoder_depth=1, decoder_heads=3, refine_depth=8, refine_width=64
     )

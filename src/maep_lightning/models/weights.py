@@ -49,17 +49,21 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 return state, json.loads((file.metadata() or {}).get("maep", "{}"))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is not a readable weights file ({error}). It may be cut short: make it again.") from error
+        raise ValueError(
+            f"{path} is not a readable weights file ({error}). It may be cut short: make it again."
+        ) from error
     except Exception as error:  # pickle raises a family of its own for foreign or damaged files
         raise ValueError(f"{path} holds no plain weights ({error}). Only state dicts of tensors are loaded.") from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    state = content.get("state_dict", content) if isinstance(content, dict) else {}
+    if not state or not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} holds no state dict of tensors.")
     return state, {}
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
     """Load weights strictly, with an error that names the file and what does not match.
+
+    Only BatchNorm's count of training batches may be missing, as it is in old files: evaluation does not use it.
 
     Args:
         module: The network.
@@ -70,6 +74,7 @@ def load_state(module: nn.Module, state: dict[str, Tensor], source: str | Path) 
         ValueError: If names or shapes differ.
     """
     own = module.state_dict()
+    state = {**{name: value for name, value in own.items() if name.endswith("num_batches_tracked")}, **state}
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     misshapen = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
     if missing or unexpected or misshapen:

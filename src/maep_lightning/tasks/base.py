@@ -75,7 +75,7 @@ class Task(LightningModule):
 
     def on_fit_start(self) -> None:
         """Lay the weights out channels-last, in which convolutions run fastest on CPU and GPU alike."""
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def effective_batch(self) -> int:
         """Images that one optimiser step sees, over all devices and accumulated batches."""

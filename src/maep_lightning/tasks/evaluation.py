@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from maep_lightning.models.classifiers import load_classifier
 from maep_lightning.models.purifier import Purifier
@@ -36,19 +37,21 @@ class PurifierEvaluation(LightningModule):
         self.purifier: nn.Module | None = None
         if purifier is not None:
             self.purifier = Purifier.from_pretrained(purifier).requires_grad_(False)
+        # Sums and counts, so that processes with batches of different size give the figure of one process.
+        self.acc_clean, self.acc_purified = MeanMetric(), MeanMetric()
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Count correct predictions on clean images (B, 3, H, W) in [0, 1]."""
         if self.classifier is None:
             raise ValueError("lightning test needs a classifier: give --model.init_args.classifier FILE.")
         images, labels = batch[0], batch[1]
-        self._log_accuracy("test/acc_clean", self.classifier(images), labels)
+        self._count("acc_clean", self.acc_clean, self.classifier(images), labels)
         if self.purifier is not None:
-            self._log_accuracy("test/acc_purified", self.classifier(self.purifier(images)), labels)
+            self._count("acc_purified", self.acc_purified, self.classifier(self.purifier(images)), labels)
 
-    def _log_accuracy(self, name: str, logits: Tensor, labels: Tensor) -> None:
-        correct = (logits.argmax(1) == labels).float().mean()
-        self.log(name, correct, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
+    def _count(self, name: str, metric: MeanMetric, logits: Tensor, labels: Tensor) -> None:
+        metric.update((logits.argmax(1) == labels).double())
+        self.log(f"test/{name}", metric, on_step=False, on_epoch=True, batch_size=len(labels))
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Purify a batch of images `(B, 3, H, W)` in [0, 1]."""

@@ -115,15 +115,15 @@ class PurifierFinetuning(Task):
         self._pool: Tensor | None = None
         self._age: Tensor | None = None
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The purifier only: the frozen surrogate comes from its own file."""
-        state: dict[str, Any] = super().state_dict(*args, **kwargs)
-        return {name: value for name, value in state.items() if not name.startswith("classifier.")}
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave the frozen surrogate out: it comes from its own file."""
+        for name in self.classifier.state_dict():
+            del checkpoint["state_dict"][f"classifier.{name}"]
 
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Load the purifier; the surrogate keeps the weights of its file."""
-        own = {f"classifier.{name}": value for name, value in self.classifier.state_dict().items()}
-        return super().load_state_dict({**own, **state_dict}, strict, assign)
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the surrogate of the file in."""
+        for name, value in self.classifier.state_dict().items():
+            checkpoint["state_dict"][f"classifier.{name}"] = value
 
     def trained(self) -> nn.Module:
         """The purifier."""
