@@ -5,7 +5,7 @@ from torch import nn
 from maep_lightning.models.classifiers import create_classifier, save_classifier
 from maep_lightning.models.defended import DefendedClassifier
 from maep_lightning.models.lora import inject_lora
-from maep_lightning.models.purifier import Purifier
+from maep_lightning.models.purifier import ZOO, Purifier
 from maep_lightning.models.shapes import create_mae
 
 SMALL = {"width": 16, "depth": 1, "heads": 2, "decoder_width": 16, "decoder_heads": 2, "refine_width": 8}
@@ -94,3 +94,21 @@ def test_defended_classifier__is_frozen_and_passes_exact_gradients(purifier):
     (expected,) = torch.autograd.grad(classifier(purifier(images)).sum(), images)
     assert torch.equal(gradient, expected)
     assert gradient.abs().sum() > 0
+
+
+def test_zoo__every_shipped_purifier_loads_by_name_and_has_a_card():
+    shipped = sorted(ZOO.glob("*.safetensors"))
+    assert shipped
+    for path in shipped:
+        assert path.with_suffix(".md").is_file()
+        images = torch.rand(2, 3, 32, 32)
+        # trained to return what it sees, save for an attack
+        assert (Purifier.from_pretrained(path.stem)(images) - images).abs().mean() < 0.2
+
+
+def test_zoo__a_file_of_that_name_comes_first(purifier, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = next(ZOO.glob("*.safetensors")).stem
+    purifier.save_pretrained(tmp_path / name)
+    with pytest.raises(ValueError, match=name):  # no known suffix, so it is not taken for the shipped one
+        Purifier.from_pretrained(name)

@@ -10,6 +10,9 @@ from maep_lightning.models.mae import MAEConfig, MaskedAutoencoder
 from maep_lightning.models.weights import load_state, read_weights, write_weights
 
 
+ZOO = Path(__file__).parents[1] / "zoo"
+
+
 class Purifier(nn.Module):
     """A masked autoencoder used as a defence: at mask ratio 0 it is deterministic and differentiable.
 
@@ -53,7 +56,7 @@ class Purifier(nn.Module):
         """Rebuild a purifier from `save_pretrained`'s file, in evaluation mode.
 
         Args:
-            path: The file.
+            path: The file, or the name of one that is shipped, such as `maep_conv_patch4_32_cifar10`.
 
         Returns:
             The purifier.
@@ -62,7 +65,8 @@ class Purifier(nn.Module):
             FileNotFoundError: If there is no such file.
             ValueError: If the file is corrupt, or not a purifier.
         """
-        state, header = read_weights(path)
+        shipped = ZOO / f"{path}.safetensors"
+        state, header = read_weights(shipped if shipped.is_file() and not Path(path).exists() else path)
         if header.get("kind") != "purifier":
             kind = header.get("kind", "file of bare weights")
             raise ValueError(f"{path} is a {kind}, not a purifier; stages write purifier.safetensors.")
