@@ -28,10 +28,10 @@ cpu.finetune := --trainer.max_epochs 12 --trainer.check_val_every_n_epoch 2 --da
   --data.init_args.val_size 1000 --model.init_args.attack.refresh 12
 cpu.lora := --trainer.max_epochs 1 --data.init_args.train_limit 10000 --data.init_args.val_size 1000
 cpu.plain.pretrain := $(PLAIN) --trainer.max_epochs 1 --data.init_args.train_limit 20000
-cpu.plain.finetune := $(PAPER) --trainer.max_epochs 2 --data.init_args.train_limit 20000 --data.init_args.val_size 1000
-cpu.plain.lora := $(PAPER) --model.init_args.mask_ratio 0 --trainer.max_epochs 1 --data.init_args.train_limit 10000 --data.init_args.val_size 1000
+cpu.plain.finetune := $(PAPER) --trainer.max_epochs 1 --data.init_args.train_limit 20000 --data.init_args.val_size 1000
+cpu.plain.lora := $(PAPER) --model.init_args.mask_ratio 0 --trainer.max_epochs 1 --data.init_args.train_limit 5000 --data.init_args.val_size 1000
 cpu.images := 1000
-cpu.whitebox_images := 200
+cpu.whitebox_images := 1000
 
 gpu.network := wrn-28-10
 gpu.overlays := --config configs/scale/gpu.yaml
