@@ -12,6 +12,7 @@ from maep_lightning.attacks.autoattack import PUBLISHED_QUERIES, PUBLISHED_STEPS
 from maep_lightning.attacks.threat import Epsilon, Norm
 from maep_lightning.evaluation.engine import evaluate
 from maep_lightning.evaluation.plan import Plan, Threat
+from maep_lightning.evaluation.recheck import Sources
 from maep_lightning.evaluation.results import Results, Subject
 
 
@@ -110,6 +111,8 @@ class AutoAttackCallback(Callback):
         if not hasattr(data, "test_set"):
             raise TypeError("AutoAttackCallback needs a DataModule with test_set(), such as ImageDataModule.")
         run_dir = Path(self.run_dir or Path(trainer.default_root_dir) / "autoattack")
+        if trainer.is_global_zero:
+            self._sources(pl_module, data, purifier).write(run_dir)
         with torch.inference_mode(False):
             images, labels = data.test_set()
             self.results = evaluate(
@@ -130,6 +133,17 @@ class AutoAttackCallback(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 _show(logger, run_dir)
+
+    def _sources(self, pl_module: LightningModule, data: Any, purifier: nn.Module | None) -> Sources:
+        files, options = dict(pl_module.hparams), dict(getattr(data, "hparams", {}))
+        return Sources(
+            classifier=files.get("classifier"),
+            purifier=None if purifier is None else files.get("purifier"),
+            classifier_name=files.get("classifier_name"),
+            num_classes=files.get("num_classes"),
+            dataset=options.get("dataset"),
+            root=options.get("root"),
+        )
 
     def _subject(self, pl_module: LightningModule, data: Any, purifier: nn.Module | None) -> Subject:
         files = dict(pl_module.hparams)

@@ -82,6 +82,7 @@ class Rung:
         source: The rung whose adversarial images it replays, if any.
         cached: Whether its units may come from and go to the cache.
         cost: Forward and backward passes through `watched` for an image that survives, for each attack.
+        title: How results name its attacks; empty for AutoAttack's own title.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Rung:
     source: str | None = None
     cached: bool = False
     cost: dict[str, tuple[int, int]] = field(default_factory=dict)
+    title: str = ""
 
     @property
     def context_hash(self) -> str:
