@@ -14,6 +14,7 @@ from maep_lightning.evaluation.engine import evaluate
 from maep_lightning.evaluation.plan import Plan, Threat
 from maep_lightning.evaluation.recheck import Sources
 from maep_lightning.evaluation.results import Results, Subject
+from maep_lightning.models.classifiers import load_classifier
 
 
 class AutoAttackCallback(Callback):
@@ -24,14 +25,15 @@ class AutoAttackCallback(Callback):
     Attacks run in float32 whatever the trainer's precision. Logged are, as fractions of integer counts,
 
     - `clean/undefended/acc` and `clean/purified/acc`;
-    - `robust/<threat>/<norm>_<eps>/acc` with `ci_low` and `ci_high` (Wilson, 95 %), for the threats `blind`,
-      `whitebox`, `worst` (per-sample) and `undefended_whitebox` (the bare classifier);
+    - `robust/<threat>/<norm>_<eps>/acc` with `ci_low` and `ci_high` (Wilson, 95 %), for the threats asked for,
+      `worst` (per-sample) and `undefended_whitebox` (the bare classifier);
     - for a threat with errors no accuracy but `bound_low` and `bound_high`.
 
     Args:
         eps: Radius on the [0, 1] pixel scale, such as 8/255.
         norm: `Linf`, `L2` or `L1`.
-        threats: Some of `none`, `blind` and `whitebox`.
+        threats: Some of `none`, `noise`, `transfer`, `blind`, `blind_worst`, `square`, `bpda` and `whitebox`; see
+            `maep_lightning.evaluation.plan.Plan`.
         n: The first so many test images; all if None.
         chunk_size: Samples attacked together; part of the result.
         seed: Of all random draws.
@@ -46,6 +48,7 @@ class AutoAttackCallback(Callback):
         classifier_name: How the report calls the classifier; its file if None.
         purifier_name: How the report calls the purifier; its file if None.
         training_data: What both were trained on, for the report.
+        surrogate: File of the classifier that the transfer threat attacks; needed for that one only.
 
     Raises:
         ValueError: If a value is out of range.
@@ -70,6 +73,7 @@ class AutoAttackCallback(Callback):
         classifier_name: str | None = None,
         purifier_name: str | None = None,
         training_data: str = "not stated",
+        surrogate: str | None = None,
     ) -> None:
         self.plan = Plan(
             eps=eps,
@@ -90,6 +94,9 @@ class AutoAttackCallback(Callback):
         self.classifier_name = classifier_name
         self.purifier_name = purifier_name
         self.training_data = training_data
+        self.surrogate = surrogate
+        if ("transfer" in self.plan.threats) != (surrogate is not None):
+            raise ValueError("The transfer threat and the file of a surrogate go together: give both, or neither.")
         self.results: Results | None = None
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -126,6 +133,7 @@ class AutoAttackCallback(Callback):
                 cache_dir=self.cache_dir,
                 reference=self.reference,
                 progress=trainer.is_global_zero,
+                surrogate=None if self.surrogate is None else load_classifier(self.surrogate).to(pl_module.device),
             )
         for name, value in metrics(self.results).items():
             # Every process holds the same counts; the maximum of equal numbers is exact where their mean is not.
@@ -139,6 +147,7 @@ class AutoAttackCallback(Callback):
         return Sources(
             classifier=files.get("classifier"),
             purifier=None if purifier is None else files.get("purifier"),
+            surrogate=self.surrogate,
             classifier_name=files.get("classifier_name"),
             num_classes=files.get("num_classes"),
             dataset=options.get("dataset"),

@@ -33,6 +33,7 @@ def evaluate(
     device: torch.device | str | None = None,
     workers: Workers | None = None,
     progress: bool = True,
+    surrogate: nn.Module | None = None,
 ) -> Results:
     """Attack, judge and report; go on where an earlier call with the same arguments was killed.
 
@@ -52,6 +53,7 @@ def evaluate(
         device: Where to compute; by default where the classifier is.
         workers: The processes; by default those of `torch.distributed`.
         progress: Whether to print progress on stderr.
+        surrogate: The frozen classifier that the transfer threat attacks; needed for that one only.
 
     Returns:
         The results, which are also on file.
@@ -66,13 +68,22 @@ def evaluate(
     images, labels = _data(images, labels, plan.n)
     bare, defended = Target(classifier), None if purifier is None else Target(purifier, classifier)
     device = torch.device(device) if device is not None else bare.device
-    _preflight(bare, defended, images, labels, plan, device)
+    surrogate = surrogate if "transfer" in plan.threats else None
+    other = None if surrogate is None else Target(surrogate)
+    _preflight(bare, defended, other, images, labels, plan, device)
     manifest = Manifest.bind(
-        plan, classifier, purifier, images, labels, bare.num_classes(_pixels(images[:1], device)), device.type
+        plan,
+        classifier,
+        purifier,
+        images,
+        labels,
+        bare.num_classes(_pixels(images[:1], device)),
+        device.type,
+        surrogate,
     )
-    manifest.pin(run_dir)
     ledger = Ledger(run_dir / "ledger")
-    rungs = ladder(plan, manifest, bare, defended, ledger)
+    rungs = ladder(plan, manifest, bare, defended, ledger, other)
+    manifest.pin(run_dir)
     chunks = -(-len(labels) // plan.chunk_size)
     bar = Progress(progress and workers.rank == 0, chunks, workers.world_size)
     cache = UnitCache(Path(cache_dir)) if cache_dir is not None else None
@@ -279,18 +290,30 @@ def _data(images: Tensor, labels: Tensor, n: int | None) -> tuple[Tensor, Tensor
 
 
 def _preflight(
-    bare: Target, defended: Target | None, images: Tensor, labels: Tensor, plan: Plan, device: torch.device
+    bare: Target,
+    defended: Target | None,
+    surrogate: Target | None,
+    images: Tensor,
+    labels: Tensor,
+    plan: Plan,
+    device: torch.device,
 ) -> None:
     """Find out before the first attack what would spoil all of them."""
-    if bare.device != device or (defended is not None and defended.device != device):
-        raise ValueError(f"The classifier is on {bare.device}, but the evaluation on {device}; move it with .to(...).")
-    if plan.threats != ("none",):
+    named = {"The classifier": bare, "The purifier": defended, "The surrogate": surrogate}
+    targets = {name: target for name, target in named.items() if target is not None}
+    for name, target in targets.items():
+        if target.device != device:
+            raise ValueError(f"{name} is on {target.device}, but the evaluation on {device}; move it with .to(...).")
+    if set(plan.threats) - {"none", "noise"}:
         plan.settings.check_image_size(*images.shape[-2:])
+    differentiated = [bare] if {"blind", "blind_worst", "bpda", "whitebox"} & set(plan.threats) else []
+    differentiated += [surrogate] if surrogate is not None else []
+    differentiated += [defended] if defended is not None and "whitebox" in plan.threats else []
     first = _pixels(images[:1], device)
-    for target in [bare] if defended is None else [bare, defended]:
+    for target in targets.values():
         with target.guarded(), isolated_rng(plan.seed, device):
             check_inputs(_pixels(images, torch.device("cpu")), labels, target.num_classes(first))
-            if plan.threats == ("none",) or (target is defended and "whitebox" not in plan.threats):
+            if target not in differentiated:
                 continue
             point = first.clone().requires_grad_()
             with torch.enable_grad():

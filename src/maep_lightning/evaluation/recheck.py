@@ -135,7 +135,7 @@ def recheck(
         return found
     bare, defended = Target(classifier), None if purifier is None else Target(purifier, classifier)
     ledger = Ledger(run_dir / "ledger")
-    rungs = ladder(plan, manifest, bare, defended, ledger)
+    rungs = ladder(plan, manifest, bare, defended, ledger, None if surrogate is None else Target(surrogate))
     expected: set[Path] = set()
     for number, start in enumerate(range(0, n, plan.chunk_size)):
         indices = torch.arange(start, min(start + plan.chunk_size, n))
@@ -190,7 +190,10 @@ def _identify(
         "labels": fingerprint.of_tensors({"labels": labels}),
     }
     if "surrogate_weights" in manifest.values:
-        is_ |= {"surrogate_weights": fingerprint.of_weights(surrogate)}
+        is_ |= {
+            "surrogate_weights": fingerprint.of_weights(surrogate),
+            "surrogate_architecture": fingerprint.of_architecture(surrogate),
+        }
     for name, value in is_.items():
         if manifest.values.get(name) != value:
             _fault(found, f"{name}: not what was evaluated.")

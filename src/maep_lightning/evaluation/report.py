@@ -14,7 +14,12 @@ from maep_lightning.evaluation.summary import Outcome
 
 KNOWS = {
     "none": "no attack",
+    "noise": "nothing, and draws random corners of the ball",
+    "transfer": "another classifier, and nothing of this one",
     "blind": "the classifier, but not the purifier",
+    "blind_worst": "the classifier, but not the purifier, and shows it for each image several simple attacks",
+    "square": "the logits of the whole, by queries, and no gradient",
+    "bpda": "everything, but takes the purifier's gradient for that of the identity",
     "whitebox": "everything, and differentiates through all of it",
     "worst": "everything; the per-sample worst of the rungs above and the clean image",
 }
