@@ -11,6 +11,7 @@ from torch import nn
 from maep_lightning.attacks.autoattack import PUBLISHED_QUERIES, PUBLISHED_STEPS, Version
 from maep_lightning.attacks.threat import Epsilon, Norm
 from maep_lightning.evaluation.engine import evaluate
+from maep_lightning.evaluation.findings import SCORES
 from maep_lightning.evaluation.plan import Plan, Threat
 from maep_lightning.evaluation.recheck import Sources
 from maep_lightning.evaluation.results import Results, Subject
@@ -27,7 +28,8 @@ class AutoAttackCallback(Callback):
     - `clean/undefended/acc` and `clean/purified/acc`;
     - `robust/<threat>/<norm>_<eps>/acc` with `ci_low` and `ci_high` (Wilson, 95 %), for the threats asked for,
       `worst` (per-sample) and `undefended_whitebox` (the bare classifier);
-    - for a threat with errors no accuracy but `bound_low` and `bound_high`.
+    - for a threat with errors no accuracy but `bound_low` and `bound_high`;
+    - in TensorBoard `sanity/<check>`: 1 for a pass, 0.5 for a warning, 0 for a fail of the sanity battery.
 
     Args:
         eps: Radius on the [0, 1] pixel scale, such as 8/255.
@@ -49,6 +51,8 @@ class AutoAttackCallback(Callback):
         purifier_name: How the report calls the purifier; its file if None.
         training_data: What both were trained on, for the report.
         surrogate: File of the classifier that the transfer threat attacks; needed for that one only.
+        sanity: The first so many images go through the sanity battery; 0 leaves it out.
+        strict: Whether a failed check of the battery withholds the headline.
 
     Raises:
         ValueError: If a value is out of range.
@@ -74,6 +78,8 @@ class AutoAttackCallback(Callback):
         purifier_name: str | None = None,
         training_data: str = "not stated",
         surrogate: str | None = None,
+        sanity: int = 64,
+        strict: bool = False,
     ) -> None:
         self.plan = Plan(
             eps=eps,
@@ -95,6 +101,8 @@ class AutoAttackCallback(Callback):
         self.purifier_name = purifier_name
         self.training_data = training_data
         self.surrogate = surrogate
+        self.sanity = sanity
+        self.strict = strict
         if ("transfer" in self.plan.threats) != (surrogate is not None):
             raise ValueError("The transfer threat and the file of a surrogate go together: give both, or neither.")
         self.results: Results | None = None
@@ -134,13 +142,15 @@ class AutoAttackCallback(Callback):
                 reference=self.reference,
                 progress=trainer.is_global_zero,
                 surrogate=None if self.surrogate is None else load_classifier(self.surrogate).to(pl_module.device),
+                sanity=self.sanity,
+                strict=self.strict,
             )
         for name, value in metrics(self.results).items():
             # Every process holds the same counts; the maximum of equal numbers is exact where their mean is not.
             pl_module.log(name, value, on_epoch=True, on_step=False, sync_dist=True, reduce_fx="max", batch_size=1)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                _show(logger, run_dir)
+                _show(logger, run_dir, self.results)
 
     def _sources(self, pl_module: LightningModule, data: Any, purifier: nn.Module | None) -> Sources:
         files, options = dict(pl_module.hparams), dict(getattr(data, "hparams", {}))
@@ -191,9 +201,12 @@ def metrics(results: Results) -> dict[str, float]:
     return logged
 
 
-def _show(logger: TensorBoardLogger, run_dir: Path) -> None:
+def _show(logger: TensorBoardLogger, run_dir: Path, results: Results) -> None:
     from matplotlib.image import imread
 
     logger.experiment.add_text("autoattack/report", (run_dir / "report.md").read_text())
+    for check in () if results.sanity is None else results.sanity.checks:
+        if check.verdict in SCORES:
+            logger.experiment.add_scalar(f"sanity/{check.id}", SCORES[check.verdict], 0)
     picture = imread(run_dir / "report.png")
     logger.experiment.add_image("autoattack/report", picture[..., :3], dataformats="HWC")

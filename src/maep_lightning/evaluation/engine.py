@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from maep_lightning.attacks.autoattack import check_inputs
 from maep_lightning.attacks.target import Target, isolated_rng
 from maep_lightning.evaluation import fingerprint
+from maep_lightning.evaluation.findings import Case
 from maep_lightning.evaluation.ledger import Ledger, LedgerError, Status, Unit, UnitCache, empty_images
 from maep_lightning.evaluation.plan import Manifest, Plan
 from maep_lightning.evaluation.progress import Progress, Timings, clock
 from maep_lightning.evaluation.results import Results, Subject, collect
 from maep_lightning.evaluation.rungs import Batch, Candidates, Rung, ladder, unit_seed
+from maep_lightning.evaluation.sanity import battery, read, write
 from maep_lightning.evaluation.summary import alive, merge
 from maep_lightning.evaluation.verify import confine, judge, suspects
 from maep_lightning.evaluation.workers import Workers, find_workers
@@ -34,6 +36,8 @@ def evaluate(
     workers: Workers | None = None,
     progress: bool = True,
     surrogate: nn.Module | None = None,
+    sanity: int = 64,
+    strict: bool = False,
 ) -> Results:
     """Attack, judge and report; go on where an earlier call with the same arguments was killed.
 
@@ -54,6 +58,8 @@ def evaluate(
         workers: The processes; by default those of `torch.distributed`.
         progress: Whether to print progress on stderr.
         surrogate: The frozen classifier that the transfer threat attacks; needed for that one only.
+        sanity: The first so many images go through the sanity battery; 0 leaves it out.
+        strict: Whether a failed check of the battery withholds the headline.
 
     Returns:
         The results, which are also on file.
@@ -95,6 +101,18 @@ def evaluate(
     if not (run_dir / "plan.json").exists():
         raise FileNotFoundError(f"{run_dir} is not the same folder for every process; use a shared file system.")
     results = collect(plan, manifest, rungs, ledger, run_dir, subject or Subject(), time.monotonic() - started)
+    if sanity > 0:
+        sample = _pixels(images[:sanity], device), labels[:sanity].to(device)
+        case = Case(bare, defended, *sample, plan, results.outcomes)
+        if workers.rank == 0 and read(manifest, results.ledger_hash, run_dir, len(sample[1]), strict) is None:
+            bar.say(f"sanity battery on {len(sample[1])} images")
+            write(battery(case, strict), manifest, results.ledger_hash, run_dir)
+        workers.join()
+        checked = read(manifest, results.ledger_hash, run_dir, len(sample[1]), strict)
+        assert checked is not None
+        for check in checked.failed:
+            bar.say(f"{check.id} {check.name} FAILED: {check.detail}")
+        results = results.checked(checked)
     if workers.rank == 0:
         from maep_lightning.evaluation.report import write_report
 

@@ -86,7 +86,10 @@ def markdown(results: Results, published: list[dict[str, Any]]) -> str:
     subject, values = results.subject, results.manifest.values
     lines = [f"# {subject.purifier if values['purifier_weights'] else 'No purifier'} before {subject.classifier}", ""]
     lines += [honesty(results), ""]
-    if not results.complete:
+    if results.sanity is not None and results.sanity.withheld:
+        names = ", ".join(f"{check.id} ({check.name})" for check in results.sanity.failed)
+        lines += [f"**Headline withheld: {names} failed.**", ""]
+    if not all(outcome.complete for outcome in results.outcomes.values()):
         lines += ["**Incomplete: errors or missing parts leave only bounds. No figure here is a result.**", ""]
     lines += [
         "| system | threat model | attack | clean | robust | 95 % interval | retention |",
@@ -122,6 +125,7 @@ def markdown(results: Results, published: list[dict[str, Any]]) -> str:
             "",
         ]
     lines += ["![clean, attacked, purified, error x10](report.png)", ""]
+    lines += _battery(results)
     lines += ["## What was not as it should be", ""]
     lines += _troubles(results) or ["Nothing: no warning, no error, no sample left out."]
     run = results.run
@@ -162,10 +166,24 @@ def _line(row: dict[str, Any], results: Results) -> str:
     retention = "-"
     if row["acc_robust"] is not None and row["acc_undefended_clean"]:
         retention = _percent(row["acc_robust"] / row["acc_undefended_clean"])
+    robust = "withheld" if outcome.complete and not row["complete"] else _robust(outcome)
     return (
         f"| {system} | {row['threat']} | {row['attack']} | {_percent(row['acc_clean'])}"
-        f" | {_robust(outcome)} | {100 * low:.1f} to {100 * high:.1f} | {retention} |"
+        f" | {robust} | {100 * low:.1f} to {100 * high:.1f} | {retention} |"
     )
+
+
+def _battery(results: Results) -> list[str]:
+    if results.sanity is None:
+        return []
+    counts = results.sanity.to_json()["counts"]
+    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    lines = ["## Sanity battery", "", f"On the first {results.sanity.samples} images: {said}. Passing is no proof.", ""]
+    lines += ["| | check | verdict | finding |", "|---|---|---|---|"]
+    for check in results.sanity.checks:
+        verdict = f"**{check.verdict}**" if check.verdict in ("warn", "fail") else check.verdict
+        lines.append(f"| {check.id} | {check.name} | {verdict} | {check.detail.replace('|', '/')} |")
+    return [*lines, ""]
 
 
 def _robust(outcome: Outcome) -> str:

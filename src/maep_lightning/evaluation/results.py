@@ -1,10 +1,11 @@
 """Results of an evaluation, and the file they are kept in."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from maep_lightning.evaluation.findings import Sanity
 from maep_lightning.evaluation.ledger import Ledger, write_atomically
 from maep_lightning.evaluation.plan import Manifest, Plan
 from maep_lightning.evaluation.progress import Timings
@@ -50,6 +51,7 @@ class Results:
         manifest: The plan bound to networks and data.
         subject: Names.
         ledger_hash: SHA-256 of the ledger.
+        sanity: What the sanity battery found; None when it was not run.
     """
 
     rows: list[dict[str, Any]]
@@ -60,6 +62,7 @@ class Results:
     subject: Subject
     ledger_hash: str = ""
     schema: int = field(default=SCHEMA)
+    sanity: Sanity | None = None
 
     @property
     def complete(self) -> bool:
@@ -81,13 +84,29 @@ class Results:
                 return row
         raise KeyError(f"No row for threat {threat} {'with' if defended else 'without'} a purifier.")
 
+    def checked(self, sanity: Sanity) -> "Results":
+        """The same with a sanity battery, which withholds the headline when it is strict and a check failed.
+
+        The headline is the last row: the per-sample worst, or the only attack there is. Of a withheld one the upper
+        bound stays, since the adversarial images are real.
+
+        Args:
+            sanity: What was found.
+        """
+        rows = self.rows
+        if sanity.withheld and rows[-1]["threat"] != "none":
+            rows = [*rows[:-1], rows[-1] | {"acc_robust": None, "ci95": [0.0, rows[-1]["ci95"][1]], "complete": False}]
+        return replace(self, rows=rows, sanity=sanity)
+
     def write(self, path: Path) -> None:
         """Write `results.json`.
 
         Args:
             path: The file.
         """
-        content = {"schema": self.schema, "run": self.run, "rows": self.rows}
+        content: dict[str, Any] = {"schema": self.schema, "run": self.run, "rows": self.rows}
+        if self.sanity is not None:
+            content["sanity"] = self.sanity.to_json()
         write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
