@@ -50,7 +50,7 @@ def evaluate(
         images: `(N, C, H, W)`, uint8, or floating point in [0, 1].
         labels: `(N,)` int64.
         plan: What to measure.
-        run_dir: Where the ledger, `results.json`, `report.md` and `report.png` go.
+        run_dir: Where the ledger, `results.json`, the reports and `audit.csv` go.
         subject: Names for the report.
         cache_dir: Where attacks on the bare classifier are kept across runs; None for no such place.
         reference: A JSON file of published rows that the report prints beside these.

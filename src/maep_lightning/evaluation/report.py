@@ -1,4 +1,4 @@
-"""The report: `report.md` for people, with `report.png` beside it."""
+"""The report: `report.md` with `report.png` beside it, `report.html` by itself, and `audit.csv` for programs."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
+from maep_lightning.evaluation.admissible import reasons_against, robustbench_fields
+from maep_lightning.evaluation.audit import write_audit
 from maep_lightning.evaluation.figure import draw
 from maep_lightning.evaluation.ledger import Ledger, Status, write_atomically
+from maep_lightning.evaluation.page import write_page
 from maep_lightning.evaluation.results import Results
 from maep_lightning.evaluation.rungs import Rung
 from maep_lightning.evaluation.summary import Outcome
@@ -34,7 +37,7 @@ def write_report(
     run_dir: Path,
     reference: str | Path | None = None,
 ) -> None:
-    """Write `report.md` and `report.png` into the run folder.
+    """Write `report.md`, `report.png`, `report.html`, `robustbench.json` and `audit.csv`.
 
     Args:
         results: What was found.
@@ -51,6 +54,10 @@ def write_report(
     published = read_reference(reference, results) if reference is not None else []
     draw(results, rungs, ledger, images, labels, run_dir / "report.png")
     write_atomically(run_dir / "report.md", markdown(results, published).encode())
+    write_page(results, rungs, ledger, images, labels, honesty(results), KNOWS, run_dir / "report.html")
+    fields = json.dumps(robustbench_fields(results), indent=2) + "\n"
+    write_atomically(run_dir / "robustbench.json", fields.encode())
+    write_audit(rungs, ledger, images, labels, results.plan.chunk_size, run_dir / "audit.csv")
 
 
 def read_reference(path: str | Path, results: Results) -> list[dict[str, Any]]:
@@ -148,12 +155,24 @@ def honesty(results: Results) -> str:
     """One paragraph that says what the figures mean, for the head of a report."""
     subject, values = results.subject, results.manifest.values
     threats = ", ".join(values["threats"])
+    against = reasons_against(results)
     return (
         f"**{values['norm']} eps {values['eps']}, {values['attack_title']}.** Threat models: {threats}."
-        f" n = {values['n']} ({subject.dataset} {subject.split}, the first {values['n']}), seed {values['seed']},"
-        f" chunks of {values['chunk_size']}, float32 without TF32, every adversarial image verified by a forward pass."
-        f" Hardware: {results.run['hardware']}. Trained on: {subject.training_data}."
+        f" Gradient path: {_gradient_path(results)}."
+        f" n = {values['n']} ({subject.dataset} {subject.split}, the first {values['n']}), Wilson 95 % intervals,"
+        f" seed {values['seed']}, chunks of {values['chunk_size']}, float32 without TF32, every adversarial image"
+        f" verified by a forward pass. Hardware: {results.run['hardware']}. Trained on: {subject.training_data}."
+        f" RobustBench-admissible: {'no (' + '; '.join(against) + ')' if against else 'yes'}."
     )
+
+
+def _gradient_path(results: Results) -> str:
+    if results.sanity is None:
+        return "not checked"
+    checks = [results.sanity.check(id_) for id_ in ("S1", "S2")]
+    if all(check.verdict == "pass" for check in checks):
+        return "verified through the whole by finite differences (S1, S2)"
+    return "NOT verified (" + "; ".join(f"{c.id} {c.verdict}: {c.detail}" for c in checks if c.verdict != "pass") + ")"
 
 
 def _line(row: dict[str, Any], results: Results) -> str:
