@@ -1,10 +1,15 @@
 """Shared by all tests: no network, no accelerator, no settings of the person who runs them."""
 
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# Networks here are tiny, and threads that wait for each other on a busy machine make them up to ten times slower. Set
+# before torch is imported, and inherited by the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True, scope="session")

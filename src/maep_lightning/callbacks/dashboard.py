@@ -124,4 +124,6 @@ class RobustnessDashboard(PurifierMonitor):
 
     def _hyperparameters(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         data = getattr(getattr(trainer, "datamodule", None), "hparams", {})
-        return {**pl_module.hparams, **{f"data/{name}": value for name, value in data.items()}}
+        everything = {**pl_module.hparams, **{f"data/{name}": value for name, value in data.items()}}
+        # LightningCLI's own bookkeeping, such as `_class_path`, is no hyper-parameter.
+        return {name: value for name, value in everything.items() if not name.split("/")[-1].startswith("_")}
