@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("_no_figure")
 @pytest.fixture
 def run(linear, tmp_path):
     case = linear.build(24)
-    evaluate(*case, linear.plan(8), tmp_path / "run", progress=False)
+    evaluate(*case, linear.plan(8), tmp_path / "run", progress=False, sanity=0)
     return tmp_path / "run", case
 
 

@@ -26,7 +26,9 @@ def climbed(linear, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("maep_lightning.evaluation.report.draw", lambda *args: None)
         plan = linear.plan(8, threats=LADDER)
-        results = evaluate(classifier, purifier, images, labels, plan, folder, surrogate=surrogate, progress=False)
+        results = evaluate(
+            classifier, purifier, images, labels, plan, folder, surrogate=surrogate, progress=False, sanity=0
+        )
     return results, folder, (classifier, purifier, images, labels), surrogate
 
 
@@ -83,7 +85,7 @@ def test_bpda__breaks_a_purifier_that_has_no_gradient(linear, tmp_path):
     with torch.no_grad():
         labels = classifier(purifier(images)).argmax(1)
     plan = linear.plan(8, eps="8/255", threats=("none", "bpda"))
-    results = evaluate(classifier, purifier, images, labels, plan, tmp_path, progress=False)
+    results = evaluate(classifier, purifier, images, labels, plan, tmp_path, progress=False, sanity=0)
     assert results.complete
     through = nn.Sequential(purifier, classifier)
     attacked = simple_attack(through, images, labels, "bim", 8 / 255)
@@ -104,7 +106,7 @@ def test_noise__finds_what_any_corner_breaks(linear, tmp_path):
         images = images - weight * (gap / weight.flatten(1).square().sum(1)).view(-1, 1, 1, 1)
     images = images.clamp(0, 1)
     plan = linear.plan(8, threats=("none", "noise"))
-    results = evaluate(classifier, purifier, images, labels, plan, tmp_path, progress=False)
+    results = evaluate(classifier, purifier, images, labels, plan, tmp_path, progress=False, sanity=0)
     clean = results.row("none")["acc_robust"]
     assert clean > 0.5
     assert results.row("noise")["acc_robust"] == 0
@@ -112,7 +114,7 @@ def test_noise__finds_what_any_corner_breaks(linear, tmp_path):
 
 def test_transfer__needs_a_surrogate(linear, tmp_path):
     with pytest.raises(ValueError, match="surrogate"):
-        evaluate(*linear.build(8), linear.plan(8, threats=("none", "transfer")), tmp_path, progress=False)
+        evaluate(*linear.build(8), linear.plan(8, threats=("none", "transfer")), tmp_path, progress=False, sanity=0)
     assert not (tmp_path / "plan.json").exists()
 
 

@@ -97,7 +97,7 @@ def test_battery__a_sound_model_passes(linear, tmp_path):
     assert {check.id: check.verdict for check in results.sanity.checks if check.verdict not in ("pass", "skip")} == {}
     ids = [check.id for check in results.sanity.checks]
     assert ids == sorted(ids, key=lambda text: int(text[1:]))
-    assert {f"S{n}" for n in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14)} <= set(ids)
+    assert {f"S{n}" for n in range(1, 15)} == set(ids)
     assert not results.sanity.withheld
 
 
@@ -109,6 +109,7 @@ def test_battery__a_sound_model_passes(linear, tmp_path):
         (lambda inner: {"classifier": Quantised(inner)}, "S1", "zero gradients for 100%.*quantised"),
         (lambda inner: {"classifier": StraightQuantised(inner)}, "S2", "not those of the function"),
         (lambda inner: {"purifier": PartlyDetached()}, "S2", "detached, replaced or shattered"),
+        (lambda inner: {"classifier": Quantised(inner)}, "S11", "[0-2] of 8 planted"),
         (lambda inner: {"classifier": Randomised(inner)}, "S8", "randomised.*repetition"),
         (lambda inner: {"classifier": RowNoise(inner)}, "S8", "randomised.*order or size of the batch"),
         (lambda inner: {"classifier": Softmax(inner)}, "S13", "softmax output"),

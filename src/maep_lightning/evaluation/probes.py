@@ -13,6 +13,7 @@ from maep_lightning.attacks.target import Target
 from maep_lightning.attacks.threat import Epsilon, Norm
 from maep_lightning.evaluation.findings import Case, Finding, Probe, Verdict
 from maep_lightning.evaluation.ledger import Status
+from maep_lightning.evaluation.plant import planted_weakness
 from maep_lightning.evaluation.rungs import CLEAN, UNDEFENDED
 from maep_lightning.evaluation.verify import TOLERANCE, confine, distance, judge
 
@@ -315,6 +316,7 @@ PROBES: dict[tuple[str, str], Probe] = {
     ("S8", "deterministic"): determinism,
     ("S9", "clean accuracy twice"): clean_twice,
     ("S10", "no success lost on the way"): silent_success,
+    ("S11", "planted weakness found"): planted_weakness,
     ("S12", "attack against a closed form"): self_test,
     ("S13", "preconditions"): preconditions,
     ("S14", "what the purifier costs"): fidelity,
