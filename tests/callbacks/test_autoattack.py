@@ -91,3 +91,10 @@ def test_callback__says_what_the_task_lacks(case, tmp_path):
             case.attack(tmp_path, devices=1, logger=False)
     finally:
         case.Task = original
+
+
+def test_callback__transfer_and_surrogate_go_together(case):
+    with pytest.raises(ValueError, match="give both, or neither"):
+        case.AutoAttackCallback(threats=["none", "transfer"])
+    with pytest.raises(ValueError, match="give both, or neither"):
+        case.AutoAttackCallback(surrogate="classifier.safetensors")

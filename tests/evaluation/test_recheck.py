@@ -2,6 +2,7 @@ import json
 import re
 
 import pytest
+import torch
 
 from maep_lightning.evaluation import evaluate
 from maep_lightning.evaluation.ledger import Ledger, Status
@@ -58,6 +59,19 @@ def test_recheck__flipped_pixel_with_a_valid_digest_is_named(run, tamper, messag
     ledger.write(unit)
     faults = recheck(folder, *case).faults
     assert any(re.search(rf"{unit.path}.* sample {index} .*{message}", fault) for fault in faults)
+
+
+def test_recheck__a_stochastic_model_is_not_held_to_one_draw(linear, tmp_path):
+    class Noisy(torch.nn.Module):
+        def forward(self, images):
+            return images + 0.01 * torch.randn_like(images)
+
+    classifier, _, images, labels = linear.build(24)
+    case = (classifier, Noisy().eval(), images, labels)
+    evaluate(*case, linear.plan(8, version="rand"), tmp_path, progress=False, sanity=0)
+    found = recheck(tmp_path, *case, batch_size=3)
+    assert found.faults == []
+    assert any("single draws" in note for note in found.notes)
 
 
 @pytest.mark.faults

@@ -133,6 +133,11 @@ def full_gradient(case: Case) -> Finding:
         f"APGD breaks {int(exact.sum())} with the exact gradient and {int(identity.sum())} with the identity's,"
         f" {int((identity & ~exact).sum())} of them with that alone"
     )
+    if {"bpda", "blind"} <= case.outcomes.keys():
+        fell, stood = (case.outcomes[name].status for name in ("blind", "bpda"))
+        alone = int(((fell == Status.CLEAN_WRONG) | (fell == Status.BROKEN))[stood == Status.ROBUST].sum())
+        numbers["only_blind"] = float(alone)
+        text += f"; {alone} samples of the whole fall to the blind attack and not to BPDA"
     if exact.sum() < identity.sum() - max(1, 0.02 * len(exact)):
         return Finding(_severity(case), f"{text}: the purifier's gradient is obfuscated", numbers)
     return Finding("warn" if bool((identity & ~exact).any()) else "pass", text, numbers)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from maep_lightning.attacks.target import Target, isolated_rng
-from maep_lightning.attacks.threat import Norm
 from maep_lightning.evaluation import fingerprint
 from maep_lightning.evaluation.ledger import Ledger, LedgerError, Status, Unit, unit_path, write_atomically
 from maep_lightning.evaluation.plan import Manifest, Plan, PlanChangedError
@@ -201,7 +200,7 @@ def _identify(
         if (was := manifest.values.get(f"version_{name}")) != value:
             found.notes.append(f"{name} was {was}, is {value}")
     if plan.version == "rand":
-        found.notes.append("a stochastic model is judged by a single draw, which may fall out otherwise")
+        found.notes.append("a stochastic model is judged by single draws: one that falls out otherwise is no fault")
 
 
 def _follow(rung: Rung, chunk: _Chunk, plan: Plan, ledger: Ledger, batch_size: int, found: Recheck) -> set[Path]:
@@ -240,8 +239,8 @@ def _follow(rung: Rung, chunk: _Chunk, plan: Plan, ledger: Ledger, batch_size: i
         _consistent(unit, chunk.labels.cpu()[rows], path, found)
         where = rows.to(chunk.images.device)
         batch = Batch(chunk.number, unit.indices, chunk.images[where], chunk.labels[where], unit.seed)
-        _attacked(rung, unit, batch, plan.norm, float(plan.eps), batch_size, path, found)
-        if attack in ("clean", "replay") and unit.error is None:
+        _attacked(rung, unit, batch, plan, batch_size, path, found)
+        if attack in ("clean", "replay") and unit.error is None and plan.version != "rand":
             _replayed(rung, attack, unit, batch, batch_size, path, found)
     return paths
 
@@ -260,10 +259,9 @@ def _consistent(unit: Unit, labels: Tensor, path: Path, found: Recheck) -> None:
         _fault(found, f"{path}: {len(unit.adversarial)} images for {int((unit.status == Status.BROKEN).sum())} broken.")
 
 
-def _attacked(
-    rung: Rung, unit: Unit, batch: Batch, norm: Norm, eps: float, batch_size: int, path: Path, found: Recheck
-) -> None:
+def _attacked(rung: Rung, unit: Unit, batch: Batch, plan: Plan, batch_size: int, path: Path, found: Recheck) -> None:
     """Whether each stored image is one that the threat model allows, and breaks the judge."""
+    norm, eps = plan.norm, float(plan.eps)
     broken = (unit.status == Status.BROKEN).nonzero().squeeze(1)[: len(unit.adversarial)]
     for part in range(0, len(broken), batch_size):
         rows = broken[part : part + batch_size]
@@ -273,7 +271,7 @@ def _attacked(
         with isolated_rng(unit.seed, batch.images.device):
             verdict = judge(rung.judge, attacked, batch.labels[where])
         flat = attacked.flatten(1)
-        tie = verdict.margin.abs() < NEAR_TIE
+        tie = (verdict.margin.abs() < NEAR_TIE) if plan.version != "rand" else torch.ones_like(verdict.finite)
         problems = {
             "is not finite": ~(flat.isfinite().all(dim=1) & verdict.finite),
             "leaves [0, 1]": ((flat < 0) | (flat > 1)).any(dim=1),
@@ -284,7 +282,7 @@ def _attacked(
             for row in mask.nonzero().squeeze(1).tolist():
                 _fault(found, f"{path}: the adversarial image of sample {numbers[row]} {problem}.")
         found.images += len(rows)
-        found.near_ties += int(tie.sum())
+        found.near_ties += int((verdict.margin.abs() < NEAR_TIE).sum())
 
 
 def _replayed(rung: Rung, attack: str, unit: Unit, batch: Batch, batch_size: int, path: Path, found: Recheck) -> None:
