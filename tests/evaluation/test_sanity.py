@@ -67,6 +67,13 @@ class StraightQuantised(Wrapped):
         return self.inner(images + ((images * 8).round() / 8 - images).detach())
 
 
+class Shattered(Wrapped):
+    """Correct gradients that lead nowhere: a ripple of a ten-thousandth of the pixel range over the function."""
+
+    def forward(self, images):
+        return self.inner(images + 3e-4 * torch.sin(images * 1e5))
+
+
 class PartlyDetached(nn.Module):
     """The work of the purifier does not show in its gradient, which is the identity's."""
 
@@ -109,6 +116,7 @@ def test_battery__a_sound_model_passes(linear, tmp_path):
         (lambda inner: {"classifier": Quantised(inner)}, "S1", "zero gradients for 100%.*quantised"),
         (lambda inner: {"classifier": StraightQuantised(inner)}, "S2", "not those of the function"),
         (lambda inner: {"purifier": PartlyDetached()}, "S2", "detached, replaced or shattered"),
+        (lambda inner: {"classifier": Shattered(inner)}, "S2", "shattered gradients"),
         (lambda inner: {"classifier": Quantised(inner)}, "S11", "[0-2] of 8 planted"),
         (lambda inner: {"classifier": Randomised(inner)}, "S8", "randomised.*repetition"),
         (lambda inner: {"classifier": RowNoise(inner)}, "S8", "randomised.*order or size of the batch"),

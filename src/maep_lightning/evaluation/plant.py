@@ -49,7 +49,10 @@ def planted_weakness(case: Case) -> Finding:
         with case.whole.guarded(), torch.no_grad():
             origin, logits = case.whole(image)[0], case.whole(corners)
         direction = torch.randn(len(origin), generator=generator).to(origin)
-        reach = ((logits - origin) @ direction).max()
+        moves = (logits - origin) @ direction
+        if moves.max() < -moves.min():
+            direction, moves = -direction, -moves
+        reach = moves.max()
         if not bool(reach > 1e-6):
             continue
         planted += 1
