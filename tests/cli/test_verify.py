@@ -22,10 +22,14 @@ def run(tmp_path_factory):
     for seed, name in ((0, "classifier"), (1, "other")):
         torch.manual_seed(seed)
         save_classifier(create_classifier("resnet8", 10), folder / f"{name}.safetensors", "resnet8", 10)
+    # A bare state dict, as classifiers come from elsewhere.
+    torch.save(create_classifier("resnet8", 10).state_dict(), folder / "surrogate.pth")
     Purifier(create_mae("maep_conv_patch4_32", **SMALL)).save_pretrained(folder / "purifier.safetensors")
     task = PurifierEvaluation(str(folder / "classifier.safetensors"), str(folder / "purifier.safetensors"))
     budget = {"apgd_steps": 2, "fab_steps": 1, "square_queries": 2, "targets": 1}
-    callback = AutoAttackCallback(eps=Epsilon("32/255"), n=12, chunk_size=12, **budget)
+    options = {"threats": ["none", "transfer", "whitebox"], "sanity": 2}
+    options |= {"surrogate": str(folder / "surrogate.pth"), "surrogate_name": "resnet8"}
+    callback = AutoAttackCallback(eps=Epsilon("32/255"), n=12, chunk_size=12, **options, **budget)
     options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(default_root_dir=folder, callbacks=[callback], **options)
     trainer.test(task, datamodule=ImageDataModule("digits", test_limit=12), verbose=False)

@@ -51,6 +51,7 @@ class AutoAttackCallback(Callback):
         purifier_name: How the report calls the purifier; its file if None.
         training_data: What both were trained on, for the report.
         surrogate: File of the classifier that the transfer threat attacks; needed for that one only.
+        surrogate_name: What network the surrogate's file holds, if it does not say it itself.
         sanity: The first so many images go through the sanity battery; 0 leaves it out.
         strict: Whether a failed check of the battery withholds the headline.
 
@@ -78,6 +79,7 @@ class AutoAttackCallback(Callback):
         purifier_name: str | None = None,
         training_data: str = "not stated",
         surrogate: str | None = None,
+        surrogate_name: str | None = None,
         sanity: int = 64,
         strict: bool = False,
     ) -> None:
@@ -101,6 +103,7 @@ class AutoAttackCallback(Callback):
         self.purifier_name = purifier_name
         self.training_data = training_data
         self.surrogate = surrogate
+        self.surrogate_name = surrogate_name
         self.sanity = sanity
         self.strict = strict
         if ("transfer" in self.plan.threats) != (surrogate is not None):
@@ -141,7 +144,7 @@ class AutoAttackCallback(Callback):
                 cache_dir=self.cache_dir,
                 reference=self.reference,
                 progress=trainer.is_global_zero,
-                surrogate=None if self.surrogate is None else load_classifier(self.surrogate).to(pl_module.device),
+                surrogate=self._load_surrogate(data, pl_module.device),
                 sanity=self.sanity,
                 strict=self.strict,
             )
@@ -152,14 +155,21 @@ class AutoAttackCallback(Callback):
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 _show(logger, run_dir, self.results)
 
+    def _load_surrogate(self, data: Any, device: torch.device) -> nn.Module | None:
+        if self.surrogate is None:
+            return None
+        classes = getattr(data, "num_classes", None)
+        return load_classifier(self.surrogate, self.surrogate_name, classes).to(device)
+
     def _sources(self, pl_module: LightningModule, data: Any, purifier: nn.Module | None) -> Sources:
         files, options = dict(pl_module.hparams), dict(getattr(data, "hparams", {}))
         return Sources(
             classifier=files.get("classifier"),
             purifier=None if purifier is None else files.get("purifier"),
             surrogate=self.surrogate,
+            surrogate_name=self.surrogate_name,
             classifier_name=files.get("classifier_name"),
-            num_classes=files.get("num_classes"),
+            num_classes=files.get("num_classes") or getattr(data, "num_classes", None),
             dataset=options.get("dataset"),
             root=options.get("root"),
         )

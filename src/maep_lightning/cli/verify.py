@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from maep_lightning.cli.errors import fail
@@ -35,7 +35,7 @@ def run(args: list[str]) -> None:
 
     try:
         sources = Sources.read(run_dir)
-        names = ("classifier", "purifier", "surrogate", "classifier_name", "num_classes", "dataset", "root")
+        names = [item.name for item in fields(Sources) if hasattr(options, item.name)]
         sources = replace(sources, **{name: value for name in names if (value := getattr(options, name)) is not None})
         for name in ("classifier", "dataset"):
             if getattr(sources, name) is None:
@@ -43,7 +43,9 @@ def run(args: list[str]) -> None:
         device = torch.device(options.device)
         classifier = load_classifier(str(sources.classifier), sources.classifier_name, sources.num_classes)
         purifier = None if sources.purifier is None else Purifier.from_pretrained(sources.purifier)
-        surrogate = None if sources.surrogate is None else load_classifier(sources.surrogate)
+        surrogate = None
+        if sources.surrogate is not None:
+            surrogate = load_classifier(sources.surrogate, sources.surrogate_name, sources.num_classes).to(device)
         root = Path(sources.root or os.environ.get("MAEP_DATA_DIR") or "data").expanduser()
         images, labels = get_spec(str(sources.dataset)).load("test", root, download=False)
         found = recheck(
@@ -52,7 +54,7 @@ def run(args: list[str]) -> None:
             None if purifier is None else purifier.to(device),
             images,
             labels,
-            surrogate=None if surrogate is None else surrogate.to(device),
+            surrogate=surrogate,
             batch_size=options.batch_size,
         )
     except (OSError, ValueError) as error:
@@ -85,7 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--purifier", help="file of the purifier")
     parser.add_argument("--surrogate", help="file of the surrogate classifier of the transfer rung")
     parser.add_argument("--classifier_name", help="what network the classifier's file holds, if it does not say it")
-    parser.add_argument("--num_classes", type=int, help="number of classes, needed with --classifier_name")
+    parser.add_argument("--surrogate_name", help="what network the surrogate's file holds, likewise")
+    parser.add_argument("--num_classes", type=int, help="number of classes, needed with such a name")
     parser.add_argument("--dataset", help="name of the data set, whose test split was attacked")
     parser.add_argument("--root", help="folder that holds data sets; else $MAEP_DATA_DIR, else data")
     parser.add_argument("--batch_size", type=int, default=50, help="images judged together (50)")

@@ -27,8 +27,9 @@ p{margin:.5rem 0}.soft{color:var(--soft)}.scroll{overflow-x:auto}
 .honesty{border-left:4px solid var(--head);padding:.4rem .9rem;margin:1rem 0}
 .alarm{border:2px solid var(--bad);color:var(--bad);padding:.5rem .9rem;font-weight:600}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.9rem}
-td,th{padding:.25rem .7rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
-td.n,th.n{text-align:right;white-space:nowrap}th{font-weight:600}
+td,th{padding:.25rem .55rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
+td.n,th.n{text-align:right}td.n{white-space:nowrap}th{font-weight:600;vertical-align:bottom}
+th.n{max-width:6.5rem}
 .pass{color:var(--good)}.warn{color:var(--warn);font-weight:600}.fail{color:var(--bad);font-weight:700}
 .skip{color:var(--soft)}
 .gallery td{border:0;padding:.15rem .3rem;text-align:center;font-size:.75rem;line-height:1.2}

@@ -32,7 +32,8 @@ class Sources:
         purifier: File of the purifier; None without one.
         surrogate: File of the surrogate classifier; None without one.
         classifier_name: What network the classifier's file holds, if it does not say it itself.
-        num_classes: Number of classes K, needed with `classifier_name`.
+        surrogate_name: What network the surrogate's file holds, likewise.
+        num_classes: Number of classes K, needed with such a name.
         dataset: Name of a registered data set.
         split: Its split.
         root: Folder that holds data sets; None for the default one.
@@ -42,6 +43,7 @@ class Sources:
     purifier: str | None = None
     surrogate: str | None = None
     classifier_name: str | None = None
+    surrogate_name: str | None = None
     num_classes: int | None = None
     dataset: str | None = None
     split: str = "test"
