@@ -127,6 +127,11 @@ class Case:
         """Whether a figure rests on gradients through the whole."""
         return "whitebox" in self.plan.threats or (self.defended is None and self.plan.threats != ("none",))
 
+    @property
+    def severity(self) -> Verdict:
+        """What a doubt about gradients amounts to: a fail where a figure rests on them, else a warning."""
+        return "fail" if self.differentiated else "warn"
+
     def first(self, count: int) -> "Case":
         """The same with fewer images."""
         return Case(self.bare, self.defended, self.images[:count], self.labels[:count], self.plan, self.outcomes)
