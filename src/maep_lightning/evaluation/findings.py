@@ -108,6 +108,7 @@ class Case:
         labels: `(m,)`.
         plan: The plan.
         outcomes: What the evaluation found of all samples, by rung.
+        memory: Attacks that several probes need, made once.
     """
 
     bare: Target
@@ -116,6 +117,7 @@ class Case:
     labels: Tensor
     plan: Plan
     outcomes: dict[str, Outcome]
+    memory: dict[Any, Tensor] = field(default_factory=dict, compare=False)
 
     @property
     def whole(self) -> Target:
