@@ -47,13 +47,16 @@ def test_callback__clean_accuracy_is_that_of_the_test_step(single):
 
 
 def test_callback__writes_the_report_and_shows_it_in_tensorboard(single):
-    folder, _, logged = single
+    folder, callback, logged = single
     assert {"results.json", "report.md", "report.png"} <= {path.name for path in (folder / "autoattack").iterdir()}
     events = EventAccumulator(str(folder / "tb"))
     events.Reload()
     assert events.Tags()["images"] == ["autoattack/report"]
     (scalar,) = events.Scalars("robust/whitebox/Linf_1-255/acc")
     assert scalar.value == pytest.approx(logged["robust/whitebox/Linf_1-255/acc"])
+    checks = {check.id: check.verdict for check in callback.results.sanity.checks if check.verdict != "skip"}
+    drawn = {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"] if tag.startswith("sanity/")}
+    assert drawn == {f"sanity/{id_}": {"pass": 1, "warn": 0.5, "fail": 0}[verdict] for id_, verdict in checks.items()}
 
 
 def test_callback__attacks_are_float32_whatever_the_trainer(case, single, tmp_path):
@@ -88,3 +91,10 @@ def test_callback__says_what_the_task_lacks(case, tmp_path):
             case.attack(tmp_path, devices=1, logger=False)
     finally:
         case.Task = original
+
+
+def test_callback__transfer_and_surrogate_go_together(case):
+    with pytest.raises(ValueError, match="give both, or neither"):
+        case.AutoAttackCallback(threats=["none", "transfer"])
+    with pytest.raises(ValueError, match="give both, or neither"):
+        case.AutoAttackCallback(surrogate="classifier.safetensors")

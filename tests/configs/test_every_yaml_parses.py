@@ -15,6 +15,7 @@ VERBS = {
     "lora": "fit",
     "attack": "test",
     "blind": "test",
+    "ladder": "test",
     "predict": "predict",
 }
 

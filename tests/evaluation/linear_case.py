@@ -64,5 +64,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         torch.distributed.init_process_group("gloo")
-    results = evaluate(*build(int(sys.argv[2])), plan(int(sys.argv[3])), sys.argv[1])
+    results = evaluate(*build(int(sys.argv[2])), plan(int(sys.argv[3])), sys.argv[1], sanity=4)
     print(results.ledger_hash, [outcome.status.tolist() for outcome in results.outcomes.values()])

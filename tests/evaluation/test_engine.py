@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("_no_figure")
 
 def run(linear, folder, case=None, samples=24, chunk_size=8, purified=True, **changes):
     classifier, purifier, images, labels = case or linear.build(samples)
-    options = {"progress": False} | {name: changes.pop(name) for name in ("cache_dir",) if name in changes}
+    options = {"progress": False, "sanity": 0} | {name: changes.pop(name) for name in ("cache_dir",) if name in changes}
     plan = linear.plan(chunk_size, **changes)
     return evaluate(classifier, purifier if purified else None, images, labels, plan, folder, **options)
 

@@ -11,8 +11,11 @@ from torch import nn
 from maep_lightning.attacks.autoattack import PUBLISHED_QUERIES, PUBLISHED_STEPS, Version
 from maep_lightning.attacks.threat import Epsilon, Norm
 from maep_lightning.evaluation.engine import evaluate
+from maep_lightning.evaluation.findings import SCORES
 from maep_lightning.evaluation.plan import Plan, Threat
+from maep_lightning.evaluation.recheck import Sources
 from maep_lightning.evaluation.results import Results, Subject
+from maep_lightning.models.classifiers import load_classifier
 
 
 class AutoAttackCallback(Callback):
@@ -23,14 +26,16 @@ class AutoAttackCallback(Callback):
     Attacks run in float32 whatever the trainer's precision. Logged are, as fractions of integer counts,
 
     - `clean/undefended/acc` and `clean/purified/acc`;
-    - `robust/<threat>/<norm>_<eps>/acc` with `ci_low` and `ci_high` (Wilson, 95 %), for the threats `blind`,
-      `whitebox`, `worst` (per-sample) and `undefended_whitebox` (the bare classifier);
-    - for a threat with errors no accuracy but `bound_low` and `bound_high`.
+    - `robust/<threat>/<norm>_<eps>/acc` with `ci_low` and `ci_high` (Wilson, 95 %), for the threats asked for,
+      `worst` (per-sample) and `undefended_whitebox` (the bare classifier);
+    - for a threat with errors no accuracy but `bound_low` and `bound_high`;
+    - in TensorBoard `sanity/<check>`: 1 for a pass, 0.5 for a warning, 0 for a fail of the sanity battery.
 
     Args:
         eps: Radius on the [0, 1] pixel scale, such as 8/255.
         norm: `Linf`, `L2` or `L1`.
-        threats: Some of `none`, `blind` and `whitebox`.
+        threats: Some of `none`, `noise`, `transfer`, `blind`, `blind_worst`, `square`, `bpda` and `whitebox`; see
+            `maep_lightning.evaluation.plan.Plan`.
         n: The first so many test images; all if None.
         chunk_size: Samples attacked together; part of the result.
         seed: Of all random draws.
@@ -45,6 +50,10 @@ class AutoAttackCallback(Callback):
         classifier_name: How the report calls the classifier; its file if None.
         purifier_name: How the report calls the purifier; its file if None.
         training_data: What both were trained on, for the report.
+        surrogate: File of the classifier that the transfer threat attacks; needed for that one only.
+        surrogate_name: What network the surrogate's file holds, if it does not say it itself.
+        sanity: The first so many images go through the sanity battery; 0 leaves it out.
+        strict: Whether a failed check of the battery withholds the headline.
 
     Raises:
         ValueError: If a value is out of range.
@@ -69,6 +78,10 @@ class AutoAttackCallback(Callback):
         classifier_name: str | None = None,
         purifier_name: str | None = None,
         training_data: str = "not stated",
+        surrogate: str | None = None,
+        surrogate_name: str | None = None,
+        sanity: int = 64,
+        strict: bool = False,
     ) -> None:
         self.plan = Plan(
             eps=eps,
@@ -89,6 +102,12 @@ class AutoAttackCallback(Callback):
         self.classifier_name = classifier_name
         self.purifier_name = purifier_name
         self.training_data = training_data
+        self.surrogate = surrogate
+        self.surrogate_name = surrogate_name
+        self.sanity = sanity
+        self.strict = strict
+        if ("transfer" in self.plan.threats) != (surrogate is not None):
+            raise ValueError("The transfer threat and the file of a surrogate go together: give both, or neither.")
         self.results: Results | None = None
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -110,6 +129,8 @@ class AutoAttackCallback(Callback):
         if not hasattr(data, "test_set"):
             raise TypeError("AutoAttackCallback needs a DataModule with test_set(), such as ImageDataModule.")
         run_dir = Path(self.run_dir or Path(trainer.default_root_dir) / "autoattack")
+        if trainer.is_global_zero:
+            self._sources(pl_module, data, purifier).write(run_dir)
         with torch.inference_mode(False):
             images, labels = data.test_set()
             self.results = evaluate(
@@ -123,13 +144,35 @@ class AutoAttackCallback(Callback):
                 cache_dir=self.cache_dir,
                 reference=self.reference,
                 progress=trainer.is_global_zero,
+                surrogate=self._load_surrogate(data, pl_module.device),
+                sanity=self.sanity,
+                strict=self.strict,
             )
         for name, value in metrics(self.results).items():
             # Every process holds the same counts; the maximum of equal numbers is exact where their mean is not.
             pl_module.log(name, value, on_epoch=True, on_step=False, sync_dist=True, reduce_fx="max", batch_size=1)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                _show(logger, run_dir)
+                _show(logger, run_dir, self.results)
+
+    def _load_surrogate(self, data: Any, device: torch.device) -> nn.Module | None:
+        if self.surrogate is None:
+            return None
+        classes = getattr(data, "num_classes", None)
+        return load_classifier(self.surrogate, self.surrogate_name, classes).to(device)
+
+    def _sources(self, pl_module: LightningModule, data: Any, purifier: nn.Module | None) -> Sources:
+        files, options = dict(pl_module.hparams), dict(getattr(data, "hparams", {}))
+        return Sources(
+            classifier=files.get("classifier"),
+            purifier=None if purifier is None else files.get("purifier"),
+            surrogate=self.surrogate,
+            surrogate_name=self.surrogate_name,
+            classifier_name=files.get("classifier_name"),
+            num_classes=files.get("num_classes") or getattr(data, "num_classes", None),
+            dataset=options.get("dataset"),
+            root=options.get("root"),
+        )
 
     def _subject(self, pl_module: LightningModule, data: Any, purifier: nn.Module | None) -> Subject:
         files = dict(pl_module.hparams)
@@ -168,9 +211,12 @@ def metrics(results: Results) -> dict[str, float]:
     return logged
 
 
-def _show(logger: TensorBoardLogger, run_dir: Path) -> None:
+def _show(logger: TensorBoardLogger, run_dir: Path, results: Results) -> None:
     from matplotlib.image import imread
 
     logger.experiment.add_text("autoattack/report", (run_dir / "report.md").read_text())
+    for check in () if results.sanity is None else results.sanity.checks:
+        if check.verdict in SCORES:
+            logger.experiment.add_scalar(f"sanity/{check.id}", SCORES[check.verdict], 0)
     picture = imread(run_dir / "report.png")
     logger.experiment.add_image("autoattack/report", picture[..., :3], dataformats="HWC")

@@ -21,6 +21,7 @@ class LightVerb(NamedTuple):
 
 LIGHT_VERBS = {
     "configs": LightVerb("list the shipped configurations, or print one", "maep_lightning.cli.configs"),
+    "verify": LightVerb("check a finished evaluation anew, from its files", "maep_lightning.cli.verify"),
 }
 HEAVY_VERBS = {
     "fit": "train one stage: classifier, pre-training, purification, LoRA",

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from maep_lightning.attacks.autoattack import check_inputs
 from maep_lightning.attacks.target import Target, isolated_rng
 from maep_lightning.evaluation import fingerprint
+from maep_lightning.evaluation.findings import Case
 from maep_lightning.evaluation.ledger import Ledger, LedgerError, Status, Unit, UnitCache, empty_images
 from maep_lightning.evaluation.plan import Manifest, Plan
 from maep_lightning.evaluation.progress import Progress, Timings, clock
 from maep_lightning.evaluation.results import Results, Subject, collect
 from maep_lightning.evaluation.rungs import Batch, Candidates, Rung, ladder, unit_seed
+from maep_lightning.evaluation.sanity import battery, read, write
 from maep_lightning.evaluation.summary import alive, merge
 from maep_lightning.evaluation.verify import confine, judge, suspects
 from maep_lightning.evaluation.workers import Workers, find_workers
@@ -33,6 +35,9 @@ def evaluate(
     device: torch.device | str | None = None,
     workers: Workers | None = None,
     progress: bool = True,
+    surrogate: nn.Module | None = None,
+    sanity: int = 64,
+    strict: bool = False,
 ) -> Results:
     """Attack, judge and report; go on where an earlier call with the same arguments was killed.
 
@@ -45,13 +50,16 @@ def evaluate(
         images: `(N, C, H, W)`, uint8, or floating point in [0, 1].
         labels: `(N,)` int64.
         plan: What to measure.
-        run_dir: Where the ledger, `results.json`, `report.md` and `report.png` go.
+        run_dir: Where the ledger, `results.json`, the reports and `audit.csv` go.
         subject: Names for the report.
         cache_dir: Where attacks on the bare classifier are kept across runs; None for no such place.
         reference: A JSON file of published rows that the report prints beside these.
         device: Where to compute; by default where the classifier is.
         workers: The processes; by default those of `torch.distributed`.
         progress: Whether to print progress on stderr.
+        surrogate: The frozen classifier that the transfer threat attacks; needed for that one only.
+        sanity: The first so many images go through the sanity battery; 0 leaves it out.
+        strict: Whether a failed check of the battery withholds the headline.
 
     Returns:
         The results, which are also on file.
@@ -66,13 +74,22 @@ def evaluate(
     images, labels = _data(images, labels, plan.n)
     bare, defended = Target(classifier), None if purifier is None else Target(purifier, classifier)
     device = torch.device(device) if device is not None else bare.device
-    _preflight(bare, defended, images, labels, plan, device)
+    surrogate = surrogate if "transfer" in plan.threats else None
+    other = None if surrogate is None else Target(surrogate)
+    _preflight(bare, defended, other, images, labels, plan, device)
     manifest = Manifest.bind(
-        plan, classifier, purifier, images, labels, bare.num_classes(_pixels(images[:1], device)), device.type
+        plan,
+        classifier,
+        purifier,
+        images,
+        labels,
+        bare.num_classes(_pixels(images[:1], device)),
+        device.type,
+        surrogate,
     )
-    manifest.pin(run_dir)
     ledger = Ledger(run_dir / "ledger")
-    rungs = ladder(plan, manifest, bare, defended, ledger)
+    rungs = ladder(plan, manifest, bare, defended, ledger, other)
+    manifest.pin(run_dir)
     chunks = -(-len(labels) // plan.chunk_size)
     bar = Progress(progress and workers.rank == 0, chunks, workers.world_size)
     cache = UnitCache(Path(cache_dir)) if cache_dir is not None else None
@@ -84,6 +101,18 @@ def evaluate(
     if not (run_dir / "plan.json").exists():
         raise FileNotFoundError(f"{run_dir} is not the same folder for every process; use a shared file system.")
     results = collect(plan, manifest, rungs, ledger, run_dir, subject or Subject(), time.monotonic() - started)
+    if sanity > 0:
+        sample = _pixels(images[:sanity], device), labels[:sanity].to(device)
+        case = Case(bare, defended, *sample, plan, results.outcomes)
+        if workers.rank == 0 and read(manifest, results.ledger_hash, run_dir, len(sample[1]), strict) is None:
+            bar.say(f"sanity battery on {len(sample[1])} images")
+            write(battery(case, strict), manifest, results.ledger_hash, run_dir)
+        workers.join()
+        checked = read(manifest, results.ledger_hash, run_dir, len(sample[1]), strict)
+        assert checked is not None
+        for check in checked.failed:
+            bar.say(f"{check.id} {check.name} FAILED: {check.detail}")
+        results = results.checked(checked)
     if workers.rank == 0:
         from maep_lightning.evaluation.report import write_report
 
@@ -279,18 +308,30 @@ def _data(images: Tensor, labels: Tensor, n: int | None) -> tuple[Tensor, Tensor
 
 
 def _preflight(
-    bare: Target, defended: Target | None, images: Tensor, labels: Tensor, plan: Plan, device: torch.device
+    bare: Target,
+    defended: Target | None,
+    surrogate: Target | None,
+    images: Tensor,
+    labels: Tensor,
+    plan: Plan,
+    device: torch.device,
 ) -> None:
     """Find out before the first attack what would spoil all of them."""
-    if bare.device != device or (defended is not None and defended.device != device):
-        raise ValueError(f"The classifier is on {bare.device}, but the evaluation on {device}; move it with .to(...).")
-    if plan.threats != ("none",):
+    named = {"The classifier": bare, "The purifier": defended, "The surrogate": surrogate}
+    targets = {name: target for name, target in named.items() if target is not None}
+    for name, target in targets.items():
+        if target.device != device:
+            raise ValueError(f"{name} is on {target.device}, but the evaluation on {device}; move it with .to(...).")
+    if set(plan.threats) - {"none", "noise"}:
         plan.settings.check_image_size(*images.shape[-2:])
+    differentiated = [bare] if {"blind", "blind_worst", "bpda", "whitebox"} & set(plan.threats) else []
+    differentiated += [surrogate] if surrogate is not None else []
+    differentiated += [defended] if defended is not None and "whitebox" in plan.threats else []
     first = _pixels(images[:1], device)
-    for target in [bare] if defended is None else [bare, defended]:
+    for target in targets.values():
         with target.guarded(), isolated_rng(plan.seed, device):
             check_inputs(_pixels(images, torch.device("cpu")), labels, target.num_classes(first))
-            if plan.threats == ("none",) or (target is defended and "whitebox" not in plan.threats):
+            if target not in differentiated:
                 continue
             point = first.clone().requires_grad_()
             with torch.enable_grad():

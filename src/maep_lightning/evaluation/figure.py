@@ -14,6 +14,9 @@ from maep_lightning.evaluation.rungs import CLEAN, UNDEFENDED_ATTACKED, Rung
 from maep_lightning.evaluation.verify import judge
 
 COLUMNS = 8
+SHOWN = ("blind", "whitebox", "blind_worst", "bpda", "square", "transfer", "noise")
+"""Threats in the order in which they get a place; there is one for `MOST_THREATS`."""
+MOST_THREATS = 3
 
 
 def draw(results: Results, rungs: list[Rung], ledger: Ledger, images: Tensor, labels: Tensor, path: Path) -> None:
@@ -34,12 +37,12 @@ def draw(results: Results, rungs: list[Rung], ledger: Ledger, images: Tensor, la
     labels = labels[:count].to(bare.device)
     clean = images[:count].to(bare.device)
     clean = clean.float().div(255) if clean.dtype == torch.uint8 else clean.float()
-    source = {"blind": UNDEFENDED_ATTACKED, "whitebox": "whitebox" if defended else UNDEFENDED_ATTACKED}
-    threats = [
-        threat for threat in ("blind", "whitebox") if source[threat] in by_name and threat in results.plan.threats
-    ]
+    threats = [threat for threat in SHOWN if threat in results.plan.threats]
+    source = {threat: threat for threat in threats} | {"blind": UNDEFENDED_ATTACKED}
     if defended is None:
-        threats = threats[:1]
+        threats = ["whitebox"] if UNDEFENDED_ATTACKED in by_name else []
+        source = {"whitebox": UNDEFENDED_ATTACKED}
+    threats = [threat for threat in threats if source[threat] in by_name][:MOST_THREATS]
     rows: list[tuple[str, Tensor, list[str]]] = [("clean", clean, _names(bare, clean, labels, results))]
     for threat in threats:
         attacked, found = _attacked(by_name[source[threat]], ledger, clean, results.plan.chunk_size)

@@ -12,7 +12,7 @@ from maep_lightning.attacks.threat import Epsilon, Norm
 from maep_lightning.evaluation import fingerprint
 from maep_lightning.evaluation.ledger import write_atomically
 
-Threat = Literal["none", "blind", "whitebox"]
+Threat = Literal["none", "noise", "transfer", "blind", "blind_worst", "square", "bpda", "whitebox"]
 
 SCHEMA = 1
 
@@ -28,7 +28,10 @@ class Plan:
     Args:
         eps: Radius on the [0, 1] pixel scale, written `8/255`.
         norm: `Linf`, `L2` or `L1`.
-        threats: Which threat models: `none` (clean), `blind` (the attacker knows the classifier, not the purifier),
+        threats: Which threat models: `none` (clean); `noise` (random corners of the ball); `transfer` (the attacker
+            has a surrogate classifier only); `blind` (the attacker knows the classifier, not the purifier, and runs
+            AutoAttack); `blind_worst` (the same, and per sample the worst of FGSM, BIM, MI-FGSM and PGD);
+            `square` (the attacker sees logits); `bpda` (the attacker takes the purifier's gradient for the identity);
             `whitebox` (the attacker differentiates through both).
         n: The first so many samples; None for all.
         chunk_size: Samples attacked together. Part of the result: random starts are drawn by the row in the chunk.
@@ -62,6 +65,8 @@ class Plan:
         if unknown or not self.threats:
             given = ", ".join(unknown) or "none at all"
             raise ValueError(f"threats must be some of {', '.join(get_args(Threat))}; given: {given}.")
+        if self.norm == "L1" and (simple := [name for name in ("transfer", "blind_worst") if name in self.threats]):
+            raise ValueError(f"{' and '.join(simple)} are measured in Linf and L2 only; leave them out for L1.")
         for name in ("n", "chunk_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -100,6 +105,7 @@ class Manifest:
         labels: Tensor,
         num_classes: int,
         device: str,
+        surrogate: nn.Module | None = None,
     ) -> "Manifest":
         """Fix a plan to what it is about.
 
@@ -111,6 +117,7 @@ class Manifest:
             labels: `(N,)`.
             num_classes: K.
             device: Kind of device (`cpu`, `cuda`), since floating point differs between them.
+            surrogate: The classifier that the transfer rung attacks, if that is asked for.
         """
         values = asdict(plan) | {
             "schema": SCHEMA,
@@ -129,6 +136,9 @@ class Manifest:
             "images": fingerprint.of_tensors({"images": images}),
             "labels": fingerprint.of_tensors({"labels": labels}),
         }
+        if surrogate is not None:
+            values["surrogate_weights"] = fingerprint.of_weights(surrogate)
+            values["surrogate_architecture"] = fingerprint.of_architecture(surrogate)
         values |= {f"version_{name}": number for name, number in fingerprint.of_packages().items()}
         return cls(values)
 

@@ -1,4 +1,4 @@
-"""The report: `report.md` for people, with `report.png` beside it."""
+"""The report: `report.md` with `report.png` beside it, `report.html` by itself, and `audit.csv` for programs."""
 
 import json
 from pathlib import Path
@@ -6,15 +6,23 @@ from typing import Any
 
 from torch import Tensor
 
+from maep_lightning.evaluation.admissible import reasons_against, robustbench_fields
+from maep_lightning.evaluation.audit import write_audit
 from maep_lightning.evaluation.figure import draw
 from maep_lightning.evaluation.ledger import Ledger, Status, write_atomically
+from maep_lightning.evaluation.page import write_page
 from maep_lightning.evaluation.results import Results
 from maep_lightning.evaluation.rungs import Rung
 from maep_lightning.evaluation.summary import Outcome
 
 KNOWS = {
     "none": "no attack",
+    "noise": "nothing, and draws random corners of the ball",
+    "transfer": "another classifier, and nothing of this one",
     "blind": "the classifier, but not the purifier",
+    "blind_worst": "the classifier, but not the purifier, and shows it for each image several simple attacks",
+    "square": "the logits of the whole, by queries, and no gradient",
+    "bpda": "everything, but takes the purifier's gradient for that of the identity",
     "whitebox": "everything, and differentiates through all of it",
     "worst": "everything; the per-sample worst of the rungs above and the clean image",
 }
@@ -29,7 +37,7 @@ def write_report(
     run_dir: Path,
     reference: str | Path | None = None,
 ) -> None:
-    """Write `report.md` and `report.png` into the run folder.
+    """Write `report.md`, `report.png`, `report.html`, `robustbench.json` and `audit.csv`.
 
     Args:
         results: What was found.
@@ -46,6 +54,10 @@ def write_report(
     published = read_reference(reference, results) if reference is not None else []
     draw(results, rungs, ledger, images, labels, run_dir / "report.png")
     write_atomically(run_dir / "report.md", markdown(results, published).encode())
+    write_page(results, rungs, ledger, images, labels, honesty(results), KNOWS, run_dir / "report.html")
+    fields = json.dumps(robustbench_fields(results), indent=2) + "\n"
+    write_atomically(run_dir / "robustbench.json", fields.encode())
+    write_audit(rungs, ledger, images, labels, results.plan.chunk_size, run_dir / "audit.csv")
 
 
 def read_reference(path: str | Path, results: Results) -> list[dict[str, Any]]:
@@ -81,7 +93,10 @@ def markdown(results: Results, published: list[dict[str, Any]]) -> str:
     subject, values = results.subject, results.manifest.values
     lines = [f"# {subject.purifier if values['purifier_weights'] else 'No purifier'} before {subject.classifier}", ""]
     lines += [honesty(results), ""]
-    if not results.complete:
+    if results.sanity is not None and results.sanity.withheld:
+        names = ", ".join(f"{check.id} ({check.name})" for check in results.sanity.failed)
+        lines += [f"**Headline withheld: {names} failed.**", ""]
+    if not all(outcome.complete for outcome in results.outcomes.values()):
         lines += ["**Incomplete: errors or missing parts leave only bounds. No figure here is a result.**", ""]
     lines += [
         "| system | threat model | attack | clean | robust | 95 % interval | retention |",
@@ -117,6 +132,7 @@ def markdown(results: Results, published: list[dict[str, Any]]) -> str:
             "",
         ]
     lines += ["![clean, attacked, purified, error x10](report.png)", ""]
+    lines += _battery(results)
     lines += ["## What was not as it should be", ""]
     lines += _troubles(results) or ["Nothing: no warning, no error, no sample left out."]
     run = results.run
@@ -139,12 +155,24 @@ def honesty(results: Results) -> str:
     """One paragraph that says what the figures mean, for the head of a report."""
     subject, values = results.subject, results.manifest.values
     threats = ", ".join(values["threats"])
+    against = reasons_against(results)
     return (
         f"**{values['norm']} eps {values['eps']}, {values['attack_title']}.** Threat models: {threats}."
-        f" n = {values['n']} ({subject.dataset} {subject.split}, the first {values['n']}), seed {values['seed']},"
-        f" chunks of {values['chunk_size']}, float32 without TF32, every adversarial image verified by a forward pass."
-        f" Hardware: {results.run['hardware']}. Trained on: {subject.training_data}."
+        f" Gradient path: {_gradient_path(results)}."
+        f" n = {values['n']} ({subject.dataset} {subject.split}, the first {values['n']}), Wilson 95 % intervals,"
+        f" seed {values['seed']}, chunks of {values['chunk_size']}, float32 without TF32, every adversarial image"
+        f" verified by a forward pass. Hardware: {results.run['hardware']}. Trained on: {subject.training_data}."
+        f" RobustBench-admissible: {'no (' + '; '.join(against) + ')' if against else 'yes'}."
     )
+
+
+def _gradient_path(results: Results) -> str:
+    if results.sanity is None:
+        return "not checked"
+    checks = [results.sanity.check(id_) for id_ in ("S1", "S2")]
+    if all(check.verdict == "pass" for check in checks):
+        return "verified through the whole by finite differences (S1, S2)"
+    return "NOT verified (" + "; ".join(f"{c.id} {c.verdict}: {c.detail}" for c in checks if c.verdict != "pass") + ")"
 
 
 def _line(row: dict[str, Any], results: Results) -> str:
@@ -157,10 +185,24 @@ def _line(row: dict[str, Any], results: Results) -> str:
     retention = "-"
     if row["acc_robust"] is not None and row["acc_undefended_clean"]:
         retention = _percent(row["acc_robust"] / row["acc_undefended_clean"])
+    robust = "withheld" if outcome.complete and not row["complete"] else _robust(outcome)
     return (
         f"| {system} | {row['threat']} | {row['attack']} | {_percent(row['acc_clean'])}"
-        f" | {_robust(outcome)} | {100 * low:.1f} to {100 * high:.1f} | {retention} |"
+        f" | {robust} | {100 * low:.1f} to {100 * high:.1f} | {retention} |"
     )
+
+
+def _battery(results: Results) -> list[str]:
+    if results.sanity is None:
+        return []
+    counts = results.sanity.to_json()["counts"]
+    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    lines = ["## Sanity battery", "", f"On the first {results.sanity.samples} images: {said}. Passing is no proof.", ""]
+    lines += ["| | check | verdict | finding |", "|---|---|---|---|"]
+    for check in results.sanity.checks:
+        verdict = f"**{check.verdict}**" if check.verdict in ("warn", "fail") else check.verdict
+        lines.append(f"| {check.id} | {check.name} | {verdict} | {check.detail.replace('|', '/')} |")
+    return [*lines, ""]
 
 
 def _robust(outcome: Outcome) -> str:

@@ -1,10 +1,11 @@
 """Results of an evaluation, and the file they are kept in."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from maep_lightning.evaluation.findings import Sanity
 from maep_lightning.evaluation.ledger import Ledger, write_atomically
 from maep_lightning.evaluation.plan import Manifest, Plan
 from maep_lightning.evaluation.progress import Timings
@@ -50,6 +51,7 @@ class Results:
         manifest: The plan bound to networks and data.
         subject: Names.
         ledger_hash: SHA-256 of the ledger.
+        sanity: What the sanity battery found; None when it was not run.
     """
 
     rows: list[dict[str, Any]]
@@ -60,6 +62,7 @@ class Results:
     subject: Subject
     ledger_hash: str = ""
     schema: int = field(default=SCHEMA)
+    sanity: Sanity | None = None
 
     @property
     def complete(self) -> bool:
@@ -81,13 +84,29 @@ class Results:
                 return row
         raise KeyError(f"No row for threat {threat} {'with' if defended else 'without'} a purifier.")
 
+    def checked(self, sanity: Sanity) -> "Results":
+        """The same with a sanity battery, which withholds the headline when it is strict and a check failed.
+
+        The headline is the last row: the per-sample worst, or the only attack there is. Of a withheld one the upper
+        bound stays, since the adversarial images are real.
+
+        Args:
+            sanity: What was found.
+        """
+        rows = self.rows
+        if sanity.withheld and rows[-1]["threat"] != "none":
+            rows = [*rows[:-1], rows[-1] | {"acc_robust": None, "ci95": [0.0, rows[-1]["ci95"][1]], "complete": False}]
+        return replace(self, rows=rows, sanity=sanity)
+
     def write(self, path: Path) -> None:
         """Write `results.json`.
 
         Args:
             path: The file.
         """
-        content = {"schema": self.schema, "run": self.run, "rows": self.rows}
+        content: dict[str, Any] = {"schema": self.schema, "run": self.run, "rows": self.rows}
+        if self.sanity is not None:
+            content["sanity"] = self.sanity.to_json()
         write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
@@ -105,25 +124,63 @@ def collect(
         subject: Names.
         seconds: Wall-clock time of this call.
     """
-    n = int(manifest.values["n"])
-    outcomes = {rung.name: outcome(rung, ledger, n, plan.chunk_size) for rung in rungs}
-    spent = Timings(run_dir).seconds()
-    rows = []
-    defended = [name for name in outcomes if not name.startswith("undefended-")]
-    for name, result in outcomes.items():
-        rows.append(_row(name, result, outcomes, manifest, subject, spent.get(name, 0.0)))
-    attacked = [name for name in defended if name != CLEAN]
-    if len(attacked) > 1:
-        outcomes["worst"] = worst("worst", [outcomes[name] for name in defended])
-        rows.append(
-            _row("worst", outcomes["worst"], outcomes, manifest, subject, sum(spent.get(x, 0) for x in attacked))
-        )
+    outcomes = settle(plan, manifest, rungs, ledger)
+    rows = _rows(outcomes, rungs, manifest, subject, Timings(run_dir).seconds())
     run = describe_run(plan.seed, seconds)
     return Results(rows, run, outcomes, plan, manifest, subject, ledger.hash())
 
 
+def settle(plan: Plan, manifest: Manifest, rungs: list[Rung], ledger: Ledger) -> dict[str, Outcome]:
+    """What became of each sample on each rung, and on the worst of them where there are several.
+
+    Args:
+        plan: The plan.
+        manifest: The plan bound to networks and data.
+        rungs: The rungs that were climbed.
+        ledger: The ledger.
+    """
+    n = int(manifest.values["n"])
+    outcomes = {rung.name: outcome(rung, ledger, n, plan.chunk_size) for rung in rungs}
+    defended = [rung.name for rung in rungs if not rung.name.startswith("undefended-")]
+    if len([name for name in defended if name != CLEAN]) > 1:
+        outcomes["worst"] = worst("worst", [outcomes[name] for name in defended])
+    return outcomes
+
+
+def tally(plan: Plan, manifest: Manifest, rungs: list[Rung], ledger: Ledger) -> list[dict[str, Any]]:
+    """The rows that the ledger alone tells, without names and times.
+
+    Args:
+        plan: The plan.
+        manifest: The plan bound to networks and data.
+        rungs: The rungs that were climbed.
+        ledger: The ledger.
+    """
+    return _rows(settle(plan, manifest, rungs, ledger), rungs, manifest, Subject(), {})
+
+
+def _rows(
+    outcomes: dict[str, Outcome], rungs: list[Rung], manifest: Manifest, subject: Subject, spent: dict[str, float]
+) -> list[dict[str, Any]]:
+    titles = {rung.name: rung.title or manifest.values["attack_title"] for rung in rungs}
+    attacked = [name for name in outcomes if not name.startswith("undefended-") and name not in (CLEAN, "worst")]
+    plain = all(name in ("blind", "whitebox") for name in attacked)
+    titles["worst"] = manifest.values["attack_title"] if plain else f"worst of {', '.join(attacked)}"
+    spent = spent | {"worst": sum(spent.get(name, 0.0) for name in attacked)}
+    return [
+        _row(name, titles[name], result, outcomes, manifest, subject, spent.get(name, 0.0))
+        for name, result in outcomes.items()
+    ]
+
+
 def _row(
-    name: str, result: Outcome, outcomes: dict[str, Outcome], manifest: Manifest, subject: Subject, seconds: float
+    name: str,
+    title: str,
+    result: Outcome,
+    outcomes: dict[str, Outcome],
+    manifest: Manifest,
+    subject: Subject,
+    seconds: float,
 ) -> dict[str, Any]:
     bare = name.startswith("undefended-")
     threat = {UNDEFENDED: "none", UNDEFENDED_ATTACKED: "whitebox"}.get(name, name)
@@ -137,7 +194,7 @@ def _row(
         "purifier": None if bare else subject.purifier,
         "policy": None if bare else subject.policy,
         "threat": threat,
-        "attack": "none" if threat == "none" else manifest.values["attack_title"],
+        "attack": "none" if threat == "none" else title,
         "norm": manifest.values["norm"],
         "eps": "0" if threat == "none" else manifest.values["eps"],
         "acc_undefended_clean": outcomes[UNDEFENDED].accuracy,

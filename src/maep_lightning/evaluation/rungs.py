@@ -6,14 +6,16 @@ Adding a rung needs no change elsewhere.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from maep_lightning.attacks.autoattack import AutoAttackSettings, Component, run_component
-from maep_lightning.attacks.target import Target
+from maep_lightning.attacks.bpda import StraightThrough
+from maep_lightning.attacks.simple import NOISE_DRAWS, SIMPLE, random_corner, simple_attack
+from maep_lightning.attacks.target import Target, isolated_rng
 from maep_lightning.evaluation.fingerprint import PACKAGES, of_json
 from maep_lightning.evaluation.ledger import Ledger, Status
 from maep_lightning.evaluation.plan import Manifest, Plan
@@ -82,6 +84,7 @@ class Rung:
         source: The rung whose adversarial images it replays, if any.
         cached: Whether its units may come from and go to the cache.
         cost: Forward and backward passes through `watched` for an image that survives, for each attack.
+        title: How results name its attacks; empty for AutoAttack's own title.
     """
 
     name: str
@@ -95,6 +98,7 @@ class Rung:
     source: str | None = None
     cached: bool = False
     cost: dict[str, tuple[int, int]] = field(default_factory=dict)
+    title: str = ""
 
     @property
     def context_hash(self) -> str:
@@ -164,7 +168,76 @@ def replay_rung(name: str, source: Rung, ledger: Ledger, judge: Target, context:
     )
 
 
-def ladder(plan: Plan, manifest: Manifest, classifier: Target, defended: Target | None, ledger: Ledger) -> list[Rung]:
+def component_rung(
+    name: str,
+    attacked: Target,
+    judge: Target,
+    components: tuple[Component, ...],
+    settings: AutoAttackSettings,
+    num_classes: int,
+    context: dict[str, Any],
+) -> Rung:
+    """Some of AutoAttack's components against one target, judged by another that computes the same logits."""
+
+    def generate(batch: Batch, attack: str) -> Candidates:
+        component = cast(Component, attack)
+        with attacked.guarded():
+            images, warnings = run_component(attacked, batch.images, batch.labels, component, settings, batch.seed)
+        return Candidates(images, warnings=warnings)
+
+    cost: dict[str, tuple[int, int]] = {part: settings.passes(part, num_classes) for part in components}
+    budgets = {"square": f"{settings.square_queries} queries"}
+    parts = [f"{part} ({budgets.get(part, f'{settings.apgd_steps} steps')})" for part in components]
+    title = f"{'BPDA-identity ' if name == 'bpda' else ''}{' + '.join(parts)}"
+    return Rung(name, components, generate, judge, context, attacked, CLEAN, cost=cost, title=title)
+
+
+def simple_rung(name: str, attacked: Target, judge: Target, settings: AutoAttackSettings, context: Any) -> Rung:
+    """FGSM, BIM, MI-FGSM and PGD with five starts on one target, per sample the worst that another judges."""
+
+    def generate(batch: Batch, attack: str) -> Candidates:
+        with attacked.guarded(), isolated_rng(batch.seed, batch.images.device):
+            found = simple_attack(attacked, batch.images, batch.labels, attack, float(settings.eps), settings.norm)
+        return Candidates(found)
+
+    cost = {attack: (recipe.steps, recipe.steps) for attack, recipe in SIMPLE.items()}
+    title = (
+        f"worst of FGSM, BIM, MI-FGSM, PGD-{SIMPLE['pgd'].steps} x 5{' on a surrogate' if name == 'transfer' else ''}"
+    )
+    return Rung(name, tuple(SIMPLE), generate, judge, context, attacked, CLEAN, cost=cost, title=title)
+
+
+def noise_rung(name: str, judge: Target, settings: AutoAttackSettings, context: dict[str, Any]) -> Rung:
+    """Random corners of the ball until one breaks the judge."""
+
+    def generate(batch: Batch, attack: str) -> Candidates:
+        generator = torch.Generator().manual_seed(batch.seed)
+        found = batch.images.clone()
+        open_ = torch.ones(len(batch), dtype=torch.bool, device=batch.images.device)
+        with judge.guarded(), torch.no_grad():
+            for _ in range(NOISE_DRAWS):
+                noisy = random_corner(batch.images, float(settings.eps), settings.norm, generator)
+                rows = open_.nonzero().squeeze(1)
+                hit = rows[judge(noisy[rows]).argmax(dim=1) != batch.labels[rows]]
+                found[hit] = noisy[hit]
+                open_[hit] = False
+                if not bool(open_.any()):
+                    break
+        return Candidates(found)
+
+    cost = {"corners": (NOISE_DRAWS, 0)}
+    title = f"any of {NOISE_DRAWS} random corners of the ball"
+    return Rung(name, ("corners",), generate, judge, context, judge, CLEAN, cost=cost, title=title)
+
+
+def ladder(
+    plan: Plan,
+    manifest: Manifest,
+    classifier: Target,
+    defended: Target | None,
+    ledger: Ledger,
+    surrogate: Target | None = None,
+) -> list[Rung]:
     """The rungs of a plan, in the order in which a chunk climbs them.
 
     Args:
@@ -173,8 +246,12 @@ def ladder(plan: Plan, manifest: Manifest, classifier: Target, defended: Target 
         classifier: The bare classifier.
         defended: The purifier before the classifier; None for no purifier.
         ledger: Where the blind rung finds the attacks on the classifier.
+        surrogate: What the transfer rung attacks; needed for that one only.
+
+    Raises:
+        ValueError: If the transfer rung is asked for without a surrogate.
     """
-    values = manifest.values
+    values, settings = manifest.values, plan.settings
     classes = int(values["num_classes"])
     judged = ("schema", "classifier_weights", "classifier_architecture", "device", "precision")
     attacked = ("norm", "eps", "version", "apgd_steps", "fab_steps", "square_queries", "targets", "seed", "attacks")
@@ -183,18 +260,32 @@ def ladder(plan: Plan, manifest: Manifest, classifier: Target, defended: Target 
     bare = {name: values[name] for name in judged + versions}
     bare_attack = bare | {name: values[name] for name in attacked}
     rungs = [clean_rung(UNDEFENDED, classifier, bare)]
-    source = autoattack_rung(
-        UNDEFENDED_ATTACKED, classifier, plan.settings, classes, bare_attack, UNDEFENDED, cached=True
-    )
+    source = autoattack_rung(UNDEFENDED_ATTACKED, classifier, settings, classes, bare_attack, UNDEFENDED, cached=True)
     if "blind" in plan.threats or (defended is None and "whitebox" in plan.threats):
         rungs.append(source)
     if defended is None:
         return rungs
     whole = bare | {name: values[name] for name in purifier}
     whole_attack = bare_attack | whole
+    simple = whole_attack | {"simple": {name: list(asdict(recipe).values()) for name, recipe in SIMPLE.items()}}
     rungs.append(clean_rung(CLEAN, defended, whole))
+    if "noise" in plan.threats:
+        rungs.append(noise_rung("noise", defended, settings, whole_attack | {"draws": NOISE_DRAWS}))
+    if "transfer" in plan.threats:
+        if surrogate is None:
+            raise ValueError("The transfer threat needs a surrogate classifier: give its file, or leave it out.")
+        stolen = {name: values[name] for name in ("surrogate_weights", "surrogate_architecture")}
+        rungs.append(simple_rung("transfer", surrogate, defended, settings, simple | stolen))
     if "blind" in plan.threats:
         rungs.append(replay_rung("blind", source, ledger, defended, whole_attack, CLEAN))
+    if "blind_worst" in plan.threats:
+        rungs.append(simple_rung("blind_worst", classifier, defended, settings, simple))
+    if "square" in plan.threats:
+        rungs.append(component_rung("square", defended, defended, ("square",), settings, classes, whole_attack))
+    if "bpda" in plan.threats:
+        through = Target(*(StraightThrough(stage) for stage in defended.stages[:-1]), defended.stages[-1])
+        gradient = tuple(part for part in settings.components(classes) if part.startswith("apgd"))
+        rungs.append(component_rung("bpda", through, defended, gradient, settings, classes, whole_attack))
     if "whitebox" in plan.threats:
-        rungs.append(autoattack_rung("whitebox", defended, plan.settings, classes, whole_attack, CLEAN))
+        rungs.append(autoattack_rung("whitebox", defended, settings, classes, whole_attack, CLEAN))
     return rungs

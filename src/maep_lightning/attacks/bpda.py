@@ -1,0 +1,51 @@
+"""Attacking through a purifier whose gradient is withheld, by taking it for the identity on the way back."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class StraightThrough(nn.Module):
+    """A purifier whose output is exact and whose gradient is that of the identity (BPDA, Athalye et al. 2018).
+
+    Args:
+        purifier: Images `(B, C, H, W)` in [0, 1] to images of the same shape.
+    """
+
+    def __init__(self, purifier: nn.Module) -> None:
+        super().__init__()
+        self.purifier = purifier
+        self.train(purifier.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Purify.
+
+        Args:
+            images: `(B, C, H, W)` in [0, 1].
+
+        Returns:
+            The purified images, the same shape.
+
+        Raises:
+            ValueError: If the purifier changes the shape, so that the identity is no approximation of it.
+        """
+        with torch.no_grad():
+            purified: Tensor = self.purifier(images)
+        if purified.shape != images.shape:
+            raise ValueError(
+                f"BPDA with the identity needs a purifier that keeps the shape; {tuple(images.shape)} became"
+                f" {tuple(purified.shape)}. Leave out the bpda threat."
+            )
+        replaced: Tensor = _Replace.apply(images, purified)
+        return replaced
+
+
+class _Replace(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, purified: Tensor) -> Tensor:
+        return purified.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None

@@ -1,0 +1,66 @@
+"""Whether a figure could stand on RobustBench, and its fields there."""
+
+from typing import Any
+
+from maep_lightning.evaluation.results import Results
+
+BOARDS = {
+    ("cifar10", "Linf", "8/255"): 10_000,
+    ("cifar10", "L2", "0.5"): 10_000,
+    ("cifar100", "Linf", "8/255"): 10_000,
+    ("imagenet", "Linf", "4/255"): 5_000,
+}
+"""Data set, norm and radius of the leaderboards, and how many images they count (RobustBench's README)."""
+
+
+def reasons_against(results: Results) -> list[str]:
+    """Why RobustBench would not take the white-box figure; empty where nothing is known against it.
+
+    Args:
+        results: Of an evaluation.
+    """
+    values, dataset = results.manifest.values, results.subject.dataset
+    against = []
+    board = BOARDS.get((dataset, values["norm"], values["eps"]))
+    if board is None:
+        against.append(f"there is no leaderboard for {dataset} {values['norm']} {values['eps']}")
+    elif values["n"] < board:
+        against.append(f"{values['n']} of {board} images")
+    if "whitebox" not in values["threats"]:
+        against.append("the white-box rung was not climbed")
+    if results.plan.version != "standard" or results.plan.settings.reduced:
+        against.append(f"the attack is {values['attack_title']}")
+    if not results.complete:
+        against.append("the run is incomplete or its headline withheld")
+    if results.sanity is None:
+        against.append("the sanity battery was left out")
+    else:
+        names = {"S1": "zero or non-finite gradients", "S8": "not deterministic"}
+        against += [text for id_, text in names.items() if results.sanity.check(id_).verdict in ("warn", "fail")]
+    return against
+
+
+def robustbench_fields(results: Results) -> dict[str, Any]:
+    """The fields of a RobustBench entry that an evaluation knows, under its names; accuracies in per cent, as text.
+
+    Args:
+        results: Of an evaluation.
+    """
+    defended = any(row["purifier"] is not None for row in results.rows)
+    rows = {row["threat"]: row for row in results.rows if (row["purifier"] is not None) == defended}
+    clean, attacked = rows["none"]["acc_clean"], rows.get("whitebox", {}).get("acc_robust")
+    against = reasons_against(results)
+    return {
+        "name": f"{results.subject.classifier} behind {results.subject.purifier}"
+        if defended
+        else results.subject.classifier,
+        "dataset": results.subject.dataset,
+        "threat_model": results.manifest.values["norm"],
+        "eps": results.manifest.values["eps"],
+        "clean_acc": None if clean is None else f"{100 * clean:.2f}",
+        "autoattack_acc": None if attacked is None or results.plan.settings.reduced else f"{100 * attacked:.2f}",
+        "additional_data": results.subject.training_data,
+        "unreliable": bool(results.sanity and results.sanity.failed),
+        "admissible": not against,
+        "reasons_against": against,
+    }

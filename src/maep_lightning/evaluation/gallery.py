@@ -1,0 +1,116 @@
+"""Which images a page shows: what the purifier saves, and what still breaks."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from maep_lightning.attacks.target import Target
+from maep_lightning.evaluation.ledger import Ledger, Status
+from maep_lightning.evaluation.results import Results
+from maep_lightning.evaluation.rungs import CLEAN, UNDEFENDED_ATTACKED, Rung
+from maep_lightning.evaluation.verify import judge
+
+COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """Some samples, in rows of pictures.
+
+    Attributes:
+        title: Of the exhibit.
+        note: What is to be seen.
+        rows: What a row shows, its pictures `(k, C, H, W)` in [0, 1], and a text for each.
+    """
+
+    title: str
+    note: str
+    rows: list[tuple[str, Tensor, list[str]]]
+
+
+def exhibits(results: Results, rungs: list[Rung], ledger: Ledger, images: Tensor, labels: Tensor) -> list[Exhibit]:
+    """For each threat that broke something, the first samples that it broke; and blind ones that were saved.
+
+    Args:
+        results: What was found.
+        rungs: The rungs.
+        ledger: Where the attacked images are.
+        images: `(N, C, H, W)`, uint8 or in [0, 1].
+        labels: `(N,)`.
+    """
+    by_name = {rung.name: rung for rung in rungs}
+    defended = by_name[CLEAN].judge if CLEAN in by_name else None
+    shown = []
+    if "blind" in by_name and UNDEFENDED_ATTACKED in by_name:
+        fell = results.outcomes[UNDEFENDED_ATTACKED].status == Status.BROKEN
+        chosen = (fell & (results.outcomes["blind"].status == Status.ROBUST)).nonzero().squeeze(1)[:COLUMNS]
+        note = "The attack on the bare classifier succeeds, and the purifier undoes it."
+        shown += _exhibit("Saved from the blind attacker", note, chosen, by_name[UNDEFENDED_ATTACKED], defended,
+                          results, ledger, images, labels)  # fmt: skip
+    order = ("whitebox", "bpda", "square", "blind_worst", "transfer", "noise")
+    name = next((name for name in order if name in by_name and results.outcomes[name].count(Status.BROKEN)), None)
+    if defended is None:
+        name = UNDEFENDED_ATTACKED if UNDEFENDED_ATTACKED in by_name else None
+    if name is not None:
+        chosen = (results.outcomes[name].status == Status.BROKEN).nonzero().squeeze(1)[:COLUMNS]
+        title = f"What still breaks: {name.replace('undefended-', '')}"
+        note = "Each attacked image was judged again by a float32 forward pass of the whole."
+        shown += _exhibit(title, note, chosen, by_name[name], defended, results, ledger, images, labels)
+    return shown
+
+
+def _exhibit(
+    title: str,
+    note: str,
+    chosen: Tensor,
+    rung: Rung,
+    defended: Target | None,
+    results: Results,
+    ledger: Ledger,
+    images: Tensor,
+    labels: Tensor,
+) -> list[Exhibit]:
+    if len(chosen) == 0:
+        return []
+    device = rung.judge.device
+    clean = images[chosen].to(device)
+    clean = clean.float().div(255) if clean.dtype == torch.uint8 else clean.float()
+    attacked = clean.clone()
+    wanted = {int(index): place for place, index in enumerate(chosen)}
+    for chunk in sorted({index // results.plan.chunk_size for index in wanted}):
+        for attack in rung.attacks:
+            unit = ledger.read(rung.name, attack, chunk)
+            if unit is None:
+                continue
+            broken = unit.indices[unit.status == Status.BROKEN].tolist()
+            for index, image in zip(broken, unit.adversarial, strict=True):
+                if index in wanted:
+                    attacked[wanted[index]] = image.to(device)
+    truth = labels[chosen].to(device)
+    whole = defended or rung.judge
+    rows = [
+        ("clean", clean, _texts(whole, clean, truth, results)),
+        ("attacked", attacked, _texts(rung.judge, attacked, truth, results)),
+    ]
+    blank = [""] * len(chosen)
+    if defended is not None:
+        purified = attacked
+        with defended.guarded(), torch.no_grad():
+            for stage in defended.stages[:-1]:
+                purified = stage(purified)
+        rows.append(("purified", purified, _texts(defended, attacked, truth, results)))
+        if purified.shape == clean.shape:
+            rows.append(("error x10", ((purified - clean).abs() * 10).clamp(0, 1), blank))
+    else:
+        rows.append(("noise x10", ((attacked - clean) * 10 / 2 + 0.5).clamp(0, 1), blank))
+    return [Exhibit(title, note, rows)]
+
+
+def _texts(target: Target, images: Tensor, labels: Tensor, results: Results) -> list[str]:
+    names = results.subject.class_names
+    predictions = judge(target, images, labels).prediction.tolist()
+    return [
+        f"{'✓' if prediction == label else '✗'} {names[prediction] if names else prediction}"
+        for prediction, label in zip(predictions, labels.tolist(), strict=True)
+    ]

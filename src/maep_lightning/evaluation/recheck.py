@@ -1,0 +1,341 @@
+"""Checking a finished evaluation anew, from its files and nothing that the run claims of itself."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maep_lightning.attacks.target import Target, isolated_rng
+from maep_lightning.evaluation import fingerprint
+from maep_lightning.evaluation.ledger import Ledger, LedgerError, Status, Unit, unit_path, write_atomically
+from maep_lightning.evaluation.plan import Manifest, Plan, PlanChangedError
+from maep_lightning.evaluation.results import tally
+from maep_lightning.evaluation.rungs import Batch, Rung, ladder, unit_seed
+from maep_lightning.evaluation.summary import alive, merge
+from maep_lightning.evaluation.verify import TOLERANCE, distance, judge
+
+NEAR_TIE = 1e-4
+"""Margins closer to zero than this may change sign with the batch size or the hardware: reported, not failed."""
+
+SOURCES = "sources.json"
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the networks and images of a run came from, so that it can be checked without being told again.
+
+    Args:
+        classifier: File of the classifier.
+        purifier: File of the purifier; None without one.
+        surrogate: File of the surrogate classifier; None without one.
+        classifier_name: What network the classifier's file holds, if it does not say it itself.
+        surrogate_name: What network the surrogate's file holds, likewise.
+        num_classes: Number of classes K, needed with such a name.
+        dataset: Name of a registered data set.
+        split: Its split.
+        root: Folder that holds data sets; None for the default one.
+    """
+
+    classifier: str | None = None
+    purifier: str | None = None
+    surrogate: str | None = None
+    classifier_name: str | None = None
+    surrogate_name: str | None = None
+    num_classes: int | None = None
+    dataset: str | None = None
+    split: str = "test"
+    root: str | None = None
+
+    def write(self, run_dir: Path) -> None:
+        """Put them beside the ledger."""
+        write_atomically(run_dir / SOURCES, (json.dumps(asdict(self), indent=2) + "\n").encode())
+
+    @classmethod
+    def read(cls, run_dir: Path) -> "Sources":
+        """Those of a run folder; nothing known where the file is missing.
+
+        Raises:
+            ValueError: If the file is no such thing.
+        """
+        path = run_dir / SOURCES
+        if not path.exists():
+            return cls()
+        try:
+            return cls(**json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error}); delete it and name the files by options.") from None
+
+
+@dataclass
+class Recheck:
+    """What a check found.
+
+    Attributes:
+        faults: One sentence for each thing that is not as it must be; none for a sound run.
+        notes: What is worth knowing and no fault.
+        files: Ledger files read.
+        images: Adversarial images judged anew.
+        clean: Clean images judged anew.
+        near_ties: Adversarial images whose margin is within 1e-4 of zero.
+    """
+
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    files: int = 0
+    images: int = 0
+    clean: int = 0
+    near_ties: int = 0
+
+
+def recheck(
+    run_dir: str | Path,
+    classifier: nn.Module,
+    purifier: nn.Module | None,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    surrogate: nn.Module | None = None,
+    batch_size: int = 50,
+) -> Recheck:
+    """Judge every stored adversarial image again and follow the ledger from file to file.
+
+    Checked are the fingerprints of networks and data; of each file its digest, its place, and that it follows from
+    those before it; of each adversarial image that it is finite, in [0, 1], within eps and misclassified by an eager
+    float32 forward pass; of each clean and replayed image its recorded status; and that `results.json` says what the
+    ledger says. A sample that is recorded as robust cannot be checked but by attacking it again.
+
+    Args:
+        run_dir: Folder of the run.
+        classifier: The classifier that was evaluated.
+        purifier: The purifier; None without one.
+        images: The evaluated images in their order, `(N, C, H, W)`; more than were evaluated may be given.
+        labels: `(N,)`.
+        surrogate: The surrogate classifier of the transfer rung, if that was climbed.
+        batch_size: Images judged together, chosen freely: the verdicts do not depend on it.
+
+    Returns:
+        What was found.
+
+    Raises:
+        FileNotFoundError: If there is no evaluation in the folder.
+    """
+    run_dir, found = Path(run_dir), Recheck()
+    try:
+        manifest = Manifest.read(run_dir)
+        plan = plan_of(manifest)
+    except (PlanChangedError, KeyError, TypeError) as error:
+        found.faults.append(str(error))
+        return found
+    n = int(manifest.values["n"])
+    images, labels = images[:n].cpu(), labels[:n].long().cpu()
+    _identify(manifest, plan, classifier, purifier, surrogate, images, labels, found)
+    if found.faults:
+        return found
+    bare, defended = Target(classifier), None if purifier is None else Target(purifier, classifier)
+    ledger = Ledger(run_dir / "ledger")
+    rungs = ladder(plan, manifest, bare, defended, ledger, None if surrogate is None else Target(surrogate))
+    expected: set[Path] = set()
+    for number, start in enumerate(range(0, n, plan.chunk_size)):
+        indices = torch.arange(start, min(start + plan.chunk_size, n))
+        data = fingerprint.of_tensors({"images": images[indices], "labels": labels[indices]})
+        chunk = _Chunk(number, indices, _pixels(images[indices], bare), labels[indices].to(bare.device), data)
+        for rung in rungs:
+            try:
+                expected |= _follow(rung, chunk, plan, ledger, batch_size, found)
+            except LedgerError as error:
+                found.faults.append(str(error))
+    for path in sorted(ledger.root.rglob("*")):
+        if path.is_file() and not path.name.startswith(".") and path.relative_to(ledger.root) not in expected:
+            _fault(found, f"{path} belongs to no part of the plan, or follows from no file before it.")
+    if not found.faults:
+        _compare(run_dir, tally(plan, manifest, rungs, ledger), found)
+    return found
+
+
+def plan_of(manifest: Manifest) -> Plan:
+    """The plan that a manifest was bound from."""
+    values = {item.name: manifest.values[item.name] for item in fields(Plan)}
+    return Plan(**values)
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    number: int
+    indices: Tensor
+    images: Tensor
+    labels: Tensor
+    data: str
+
+
+def _identify(
+    manifest: Manifest,
+    plan: Plan,
+    classifier: nn.Module,
+    purifier: nn.Module | None,
+    surrogate: nn.Module | None,
+    images: Tensor,
+    labels: Tensor,
+    found: Recheck,
+) -> None:
+    """Whether these are the networks and the data that were evaluated, field by field."""
+    is_ = {
+        "classifier_weights": fingerprint.of_weights(classifier),
+        "classifier_architecture": fingerprint.of_architecture(classifier),
+        "purifier_weights": fingerprint.of_weights(purifier),
+        "purifier_architecture": fingerprint.of_architecture(purifier),
+        "n": len(labels),
+        "images": fingerprint.of_tensors({"images": images}),
+        "labels": fingerprint.of_tensors({"labels": labels}),
+    }
+    if "surrogate_weights" in manifest.values:
+        is_ |= {
+            "surrogate_weights": fingerprint.of_weights(surrogate),
+            "surrogate_architecture": fingerprint.of_architecture(surrogate),
+        }
+    for name, value in is_.items():
+        if manifest.values.get(name) != value:
+            _fault(found, f"{name}: not what was evaluated.")
+    for name, value in fingerprint.of_packages().items():
+        if (was := manifest.values.get(f"version_{name}")) != value:
+            found.notes.append(f"{name} was {was}, is {value}")
+    if plan.version == "rand":
+        found.notes.append("a stochastic model is judged by single draws: one that falls out otherwise is no fault")
+
+
+def _follow(rung: Rung, chunk: _Chunk, plan: Plan, ledger: Ledger, batch_size: int, found: Recheck) -> set[Path]:
+    """Check the files of one chunk on one rung; the paths that there must be."""
+    baseline = None
+    if rung.baseline is not None:
+        clean = ledger.read(rung.baseline, "clean", chunk.number)
+        if clean is None:
+            return set()  # named where the clean rung is followed
+        baseline = clean.status
+    units: list[Unit | None] = []
+    paths = set()
+    for attack in rung.attacks:
+        rows = alive(rung, baseline, merge(rung, baseline, units, chunk.indices)).nonzero().squeeze(1)
+        if len(rows) == 0:
+            continue
+        path = ledger.root / unit_path(rung.name, attack, chunk.number)
+        paths.add(path.relative_to(ledger.root))
+        unit = ledger.read(rung.name, attack, chunk.number)
+        units.append(unit)
+        if unit is None:
+            _fault(found, f"{path} is missing.")
+            break
+        found.files += 1
+        stated = {
+            "context": rung.context_hash,
+            "data": chunk.data,
+            "seed": unit_seed(plan.seed, rung.name, attack, chunk.number),
+        }
+        for name, value in stated.items():
+            if getattr(unit, name) != value:
+                _fault(found, f"{path} is of another evaluation: its {name} differs.")
+        if not torch.equal(unit.indices, chunk.indices[rows]):
+            _fault(found, f"{path} does not follow from the files before it.")
+            break
+        _consistent(unit, chunk.labels.cpu()[rows], path, found)
+        where = rows.to(chunk.images.device)
+        batch = Batch(chunk.number, unit.indices, chunk.images[where], chunk.labels[where], unit.seed)
+        _attacked(rung, unit, batch, plan, batch_size, path, found)
+        if attack in ("clean", "replay") and unit.error is None and plan.version != "rand":
+            _replayed(rung, attack, unit, batch, batch_size, path, found)
+    return paths
+
+
+def _consistent(unit: Unit, labels: Tensor, path: Path, found: Recheck) -> None:
+    """Whether statuses, predictions and margins of a file agree."""
+    if unit.error is not None:
+        found.notes.append(f"{path} ended in an exception: {unit.error}")
+        return
+    robust, wrong = unit.status == Status.ROBUST, (unit.status == Status.BROKEN) | (unit.status == Status.CLEAN_WRONG)
+    right = unit.prediction == labels
+    bad = (robust & (~right | (unit.margin < 0))) | (wrong & (right | (unit.margin > 0)))
+    if bool(bad.any()):
+        _fault(found, f"{path}: sample {int(unit.indices[bad][0])} has a status that its prediction contradicts.")
+    if len(unit.adversarial) != int((unit.status == Status.BROKEN).sum()):
+        _fault(found, f"{path}: {len(unit.adversarial)} images for {int((unit.status == Status.BROKEN).sum())} broken.")
+
+
+def _attacked(rung: Rung, unit: Unit, batch: Batch, plan: Plan, batch_size: int, path: Path, found: Recheck) -> None:
+    """Whether each stored image is one that the threat model allows, and breaks the judge."""
+    norm, eps = plan.norm, float(plan.eps)
+    broken = (unit.status == Status.BROKEN).nonzero().squeeze(1)[: len(unit.adversarial)]
+    for part in range(0, len(broken), batch_size):
+        rows = broken[part : part + batch_size]
+        where = rows.to(batch.images.device)
+        attacked = unit.adversarial[part : part + batch_size].to(batch.images.device)
+        numbers = unit.indices[rows].tolist()
+        with isolated_rng(unit.seed, batch.images.device):
+            verdict = judge(rung.judge, attacked, batch.labels[where])
+        flat = attacked.flatten(1)
+        tie = (verdict.margin.abs() < NEAR_TIE) if plan.version != "rand" else torch.ones_like(verdict.finite)
+        problems = {
+            "is not finite": ~(flat.isfinite().all(dim=1) & verdict.finite),
+            "leaves [0, 1]": ((flat < 0) | (flat > 1)).any(dim=1),
+            f"is farther than eps {eps:.6g} ({norm})": distance(attacked, batch.images[where], norm) > eps + TOLERANCE,
+            "is classified correctly": (verdict.prediction == batch.labels[where]) & ~tie,
+        }
+        for problem, mask in problems.items():
+            for row in mask.nonzero().squeeze(1).tolist():
+                _fault(found, f"{path}: the adversarial image of sample {numbers[row]} {problem}.")
+        found.images += len(rows)
+        found.near_ties += int((verdict.margin.abs() < NEAR_TIE).sum())
+
+
+def _replayed(rung: Rung, attack: str, unit: Unit, batch: Batch, batch_size: int, path: Path, found: Recheck) -> None:
+    """Whether clean and replayed images, which can be made again without an attack, fare as recorded."""
+    candidates = rung.generate(batch, attack)
+    for part in range(0, len(batch), batch_size):
+        rows = slice(part, part + batch_size)
+        labels = batch.labels[rows]
+        with isolated_rng(unit.seed, labels.device):
+            verdict = judge(rung.judge, candidates.images[rows], labels)
+        wrong = (verdict.prediction != labels).cpu()
+        status = unit.status[rows]
+        recorded = (status == Status.BROKEN) | (status == Status.CLEAN_WRONG)
+        known = (status != Status.ERROR) & verdict.finite.cpu() & (verdict.margin.abs() >= NEAR_TIE).cpu()
+        for row in ((wrong != recorded) & known).nonzero().squeeze(1).tolist():
+            number = int(unit.indices[part + row])
+            _fault(found, f"{path}: sample {number} is recorded as {Status(int(status[row])).name}, but is not.")
+        found.clean += len(labels) if attack == "clean" else 0
+
+
+def _compare(run_dir: Path, counted: list[dict[str, Any]], found: Recheck) -> None:
+    """Whether `results.json` says what the ledger says; a withheld headline may say less."""
+    path = run_dir / "results.json"
+    try:
+        content = json.loads(path.read_text())
+        rows = {(row["threat"], row["purifier"] is None): row for row in content["rows"]}
+    except FileNotFoundError:
+        found.notes.append(f"{path} is missing: the run was not finished")
+        return
+    except (ValueError, KeyError, TypeError) as error:
+        found.faults.append(f"{path} is damaged ({error}).")
+        return
+    for own in counted:
+        row = rows.pop((own["threat"], own["purifier"] is None), None)
+        if row is None:
+            found.faults.append(f"{path} has no row for the threat {own['threat']}.")
+            continue
+        for name in ("n", "norm", "eps", "acc_undefended_clean", "acc_clean", "acc_robust", "complete"):
+            withheld = name in ("acc_robust", "complete") and row.get("acc_robust") is None and not row.get("complete")
+            if row.get(name) != own[name] and not withheld:
+                found.faults.append(
+                    f"{path}: {name} of {own['threat']} is {row.get(name)}, the ledger says {own[name]}."
+                )
+    found.faults += [f"{path}: the row {threat} is not in the ledger." for threat, _ in rows]
+
+
+def _fault(found: Recheck, text: str) -> None:
+    if text not in found.faults:
+        found.faults.append(text)
+
+
+def _pixels(images: Tensor, target: Target) -> Tensor:
+    moved = images.to(target.device)
+    return moved.float().div(255) if moved.dtype == torch.uint8 else moved.float()

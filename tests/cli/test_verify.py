@@ -1,0 +1,73 @@
+"""`maep verify` on a run of `lightning test`, with the files that the run recorded."""
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from maep_lightning.attacks.threat import Epsilon
+from maep_lightning.callbacks import AutoAttackCallback
+from maep_lightning.cli import main
+from maep_lightning.data import ImageDataModule
+from maep_lightning.models.classifiers import create_classifier, save_classifier
+from maep_lightning.models.purifier import Purifier
+from maep_lightning.models.shapes import create_mae
+from maep_lightning.tasks import PurifierEvaluation
+
+SMALL = {"width": 16, "depth": 1, "heads": 2, "decoder_width": 16, "decoder_heads": 2, "refine_width": 8}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("verify")
+    for seed, name in ((0, "classifier"), (1, "other")):
+        torch.manual_seed(seed)
+        save_classifier(create_classifier("resnet8", 10), folder / f"{name}.safetensors", "resnet8", 10)
+    # A bare state dict, as classifiers come from elsewhere.
+    torch.save(create_classifier("resnet8", 10).state_dict(), folder / "surrogate.pth")
+    Purifier(create_mae("maep_conv_patch4_32", **SMALL)).save_pretrained(folder / "purifier.safetensors")
+    task = PurifierEvaluation(str(folder / "classifier.safetensors"), str(folder / "purifier.safetensors"))
+    budget = {"apgd_steps": 2, "fab_steps": 1, "square_queries": 2, "targets": 1}
+    options = {"threats": ["none", "transfer", "whitebox"], "sanity": 2}
+    options |= {"surrogate": str(folder / "surrogate.pth"), "surrogate_name": "resnet8"}
+    callback = AutoAttackCallback(eps=Epsilon("32/255"), n=12, chunk_size=12, **options, **budget)
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(default_root_dir=folder, callbacks=[callback], **options)
+    trainer.test(task, datamodule=ImageDataModule("digits", test_limit=12), verbose=False)
+    return folder
+
+
+def test_verify__needs_nothing_but_the_folder(run, capsys):
+    main(["verify", str(run)])
+    captured = capsys.readouterr()
+    assert "24 clean" in captured.out
+    assert "verified" in captured.out
+
+
+@pytest.mark.faults
+def test_verify__foreign_classifier_fails_with_its_name(run, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["verify", str(run / "autoattack"), "--classifier", str(run / "other.safetensors")])
+    assert exit_.value.code == 1
+    assert "classifier_weights: not what was evaluated" in capsys.readouterr().err
+
+
+@pytest.mark.faults
+def test_verify__tampered_file_fails_with_its_name(run, capsys):
+    path = next((run / "autoattack" / "ledger" / "none").rglob("*.safetensors"))
+    content = path.read_bytes()
+    try:
+        path.write_bytes(content[:-2])
+        with pytest.raises(SystemExit) as exit_:
+            main(["verify", str(run)])
+        assert exit_.value.code == 1
+        assert str(path) in capsys.readouterr().err
+    finally:
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("words", "hint"), [(["nowhere"], "plan.json is missing"), ([], "RUN")])
+def test_verify__mistakes_of_the_user_exit_with_2(words, hint, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["verify", *words])
+    assert exit_.value.code == 2
+    assert hint in capsys.readouterr().err

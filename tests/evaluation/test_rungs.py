@@ -1,0 +1,123 @@
+import pytest
+import torch
+from torch import nn
+
+from maep_lightning.attacks.simple import SIMPLE, simple_attack
+from maep_lightning.evaluation import Plan, evaluate
+from maep_lightning.evaluation.ledger import Ledger, Status
+from maep_lightning.evaluation.recheck import recheck
+
+pytestmark = pytest.mark.usefixtures("_no_figure")
+LADDER = ("none", "noise", "transfer", "blind", "blind_worst", "square", "bpda", "whitebox")
+
+
+class Rounding(nn.Module):
+    """Its gradient is zero everywhere."""
+
+    def forward(self, images):
+        return (images * 20).round() / 20
+
+
+@pytest.fixture(scope="module")
+def climbed(linear, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ladder")
+    classifier, purifier, images, labels = linear.build(24)
+    surrogate = linear.Linear(seed=7).eval()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("maep_lightning.evaluation.report.draw", lambda *args: None)
+        plan = linear.plan(8, threats=LADDER)
+        results = evaluate(
+            classifier, purifier, images, labels, plan, folder, surrogate=surrogate, progress=False, sanity=0
+        )
+    return results, folder, (classifier, purifier, images, labels), surrogate
+
+
+def test_ladder__each_threat_has_a_row_and_worst_is_per_sample(climbed):
+    results = climbed[0]
+    defended = [row["threat"] for row in results.rows if row["purifier"] is not None]
+    assert defended == [*LADDER, "worst"]
+    assert results.complete
+    right = torch.stack([results.outcomes[name].status == Status.ROBUST for name in LADDER])
+    assert torch.equal(results.outcomes["worst"].status == Status.ROBUST, right.all(dim=0))
+    titles = {row["threat"]: row["attack"] for row in results.rows}
+    assert "FGSM, BIM, MI-FGSM" in titles["blind_worst"]
+    assert titles["bpda"].startswith("BPDA-identity apgd-ce")
+    assert titles["worst"].startswith("worst of noise, transfer")
+
+
+@pytest.mark.oracle
+def test_ladder__no_rung_beats_the_closed_form_and_the_white_box_reaches_it(climbed, linear):
+    results, _, (classifier, _, images, labels), _ = climbed
+    robust = linear.closed_form(classifier, images, labels, mirrored=True)
+    for name in LADDER[1:]:
+        assert (results.outcomes[name].status[robust] == Status.ROBUST).all(), name
+    assert torch.equal(results.outcomes["whitebox"].status == Status.ROBUST, robust)
+
+
+@pytest.mark.oracle
+def test_blind_worst__is_the_worst_of_attacks_made_on_the_bare_classifier(climbed):
+    results, _, (classifier, purifier, images, labels), _ = climbed
+    with torch.no_grad():
+        wrong = classifier(purifier(images)).argmax(1) != labels
+    deterministic = [name for name, recipe in SIMPLE.items() if not recipe.random_start]
+    for name in deterministic:
+        attacked = simple_attack(classifier, images, labels, name, 2 / 255)
+        with torch.no_grad():
+            wrong |= classifier(purifier(attacked)).argmax(1) != labels
+    counted = results.outcomes["blind_worst"].status != Status.ROBUST
+    assert (counted | ~wrong).all()
+    assert counted.sum() >= wrong.sum()
+
+
+def test_ladder__every_stored_image_can_be_verified(climbed):
+    _, folder, case, surrogate = climbed
+    found = recheck(folder, *case, surrogate=surrogate)
+    assert found.faults == []
+    stored = Ledger(folder / "ledger")
+    rungs = {path.parts[-3] for path in stored.root.rglob("*.safetensors")}
+    assert set(LADDER) <= rungs
+    assert recheck(folder, *case).faults[0].startswith("surrogate_weights")
+
+
+def test_bpda__breaks_a_purifier_that_has_no_gradient(linear, tmp_path):
+    classifier, _, images, _ = linear.build(24)
+    purifier = Rounding().eval()
+    with torch.no_grad():
+        labels = classifier(purifier(images)).argmax(1)
+    plan = linear.plan(8, eps="8/255", threats=("none", "bpda"))
+    results = evaluate(classifier, purifier, images, labels, plan, tmp_path, progress=False, sanity=0)
+    assert results.complete
+    through = nn.Sequential(purifier, classifier)
+    attacked = simple_attack(through, images, labels, "bim", 8 / 255)
+    with torch.no_grad():
+        assert (through(attacked).argmax(1) == labels).all()
+    assert results.row("bpda")["acc_robust"] < 1
+
+
+def test_noise__finds_what_any_corner_breaks(linear, tmp_path):
+    """Labels that hang by a thread: half of all corners break each, so that 100 draws break all."""
+    classifier, purifier, images, _ = linear.build(8)
+    with torch.no_grad():
+        logits = classifier(purifier(images))
+        labels = logits.argmax(1)
+        second = logits.topk(2).indices[:, 1]
+        weight = (classifier.weight[labels] - classifier.weight[second]).flip(-1)
+        gap = (logits.gather(1, labels[:, None]) - logits.gather(1, second[:, None])).squeeze(1) - 1e-3
+        images = images - weight * (gap / weight.flatten(1).square().sum(1)).view(-1, 1, 1, 1)
+    images = images.clamp(0, 1)
+    plan = linear.plan(8, threats=("none", "noise"))
+    results = evaluate(classifier, purifier, images, labels, plan, tmp_path, progress=False, sanity=0)
+    clean = results.row("none")["acc_robust"]
+    assert clean > 0.5
+    assert results.row("noise")["acc_robust"] == 0
+
+
+def test_transfer__needs_a_surrogate(linear, tmp_path):
+    with pytest.raises(ValueError, match="surrogate"):
+        evaluate(*linear.build(8), linear.plan(8, threats=("none", "transfer")), tmp_path, progress=False, sanity=0)
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_plan__l1_has_no_simple_attacks():
+    with pytest.raises(ValueError, match="blind_worst"):
+        Plan(eps="1", norm="L1", threats=("none", "blind_worst"))
