@@ -9,7 +9,6 @@ from maep_lightning.models.lora import merge_lora
 from maep_lightning.models.mae import MAEConfig, MaskedAutoencoder
 from maep_lightning.models.weights import load_state, read_weights, write_weights
 
-
 ZOO = Path(__file__).parents[1] / "zoo"
 
 
