@@ -32,6 +32,7 @@ cpu.plain.finetune := $(PAPER) --trainer.max_epochs 1 --data.init_args.train_lim
 cpu.plain.lora := $(PAPER) --model.init_args.mask_ratio 0 --trainer.max_epochs 1 --data.init_args.train_limit 5000 --data.init_args.val_size 1000
 cpu.images := 1000
 cpu.whitebox_images := 1000
+cpu.plain.whitebox_images := 200
 
 gpu.network := wrn-28-10
 gpu.overlays := --config configs/scale/gpu.yaml
@@ -62,7 +63,7 @@ $(CIFAR10)/%/blind/results.json: $(CIFAR10)/%/lora/purifier.safetensors
 
 $(CIFAR10)/%/attack/results.json: $(CIFAR10)/%/lora/purifier.safetensors
 	$(call maep-attack,configs/cifar10/attack.yaml,$(CIFAR10)/$*,attack,$<,\
-	  --data.init_args.test_limit $($(SCALE).whitebox_images) $(call named,$*))
+	  --data.init_args.test_limit $(or $($(SCALE).$*.whitebox_images),$($(SCALE).whitebox_images)) $(call named,$*))
 
 CIFAR10_RESULTS := $(foreach purifier,maep plain,$(foreach attack,blind attack,$(CIFAR10)/$(purifier)/$(attack)/results.json))
 $(CIFAR10)/results.json: $(CIFAR10_RESULTS)
