@@ -73,11 +73,13 @@ def main() -> None:
     arguments = parser.parse_args()
     rows, runs = rows_of(arguments.run)
     published = json.loads(arguments.reference.read_text())["rows"] if arguments.reference else []
+    rows.sort(key=lambda row: (row["purifier"] or "", -row["n"]))
     stages = minutes(arguments.run)
     run = {**runs[-1], "seconds": round(60 * sum(stages.values())), "minutes": stages}
     content = {"schema": 1, "run": run, "rows": rows}
     (arguments.run / "results.json").write_text(json.dumps(content, indent=2) + "\n")
-    lines = [f"# {arguments.run.name}", "", f"Linf eps {rows[0]['eps']}, seed {run['seed']}; {run['hardware']}.", ""]
+    radii = sorted({f"{row['norm']} eps {row['eps']}" for row in rows if row["threat"] != "none"})
+    lines = [f"# {arguments.run.name}", "", f"{', '.join(radii)}, seed {run['seed']}; {run['hardware']}.", ""]
     lines += [*table(rows, published), "", "| stage | minutes |", "|---|---|"]
     lines += [f"| {stage} | {spent} |" for stage, spent in stages.items()]
     lines += [
