@@ -10,9 +10,9 @@ PAPER := --model.init_args.mask_ratio 0.5 --model.init_args.consistency 0 --mode
 
 smoke.network := resnet20
 smoke.overlays := --config configs/scale/smoke.yaml
-smoke.classifier := --trainer.max_epochs 12
+smoke.classifier := --trainer.max_epochs 8
 smoke.pretrain := --trainer.max_epochs 1
-smoke.finetune := --trainer.max_epochs 2
+smoke.finetune := --trainer.max_epochs 1
 smoke.lora := --trainer.max_epochs 1
 smoke.plain.pretrain := $(PLAIN) --trainer.max_epochs 1
 smoke.plain.finetune := $(PAPER) --trainer.max_epochs 1
