@@ -29,7 +29,7 @@ class PairAttack:
         step_size: Length of a step.
         steps: Number of steps; 0 gives random noise.
         norm: `Linf` or `L2`.
-        bf16: Whether the attack's passes run in bfloat16, which halves their cost; pairs need not be optimal.
+        bf16: Whether the attack's passes run in bfloat16, which is cheaper; pairs need not be optimal.
         refresh: Epochs for which a sample's attacked image is kept before it is attacked anew; 1 attacks at every use.
     """
 
