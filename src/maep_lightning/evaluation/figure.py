@@ -17,6 +17,8 @@ COLUMNS = 8
 SHOWN = ("blind", "whitebox", "blind_worst", "bpda", "square", "transfer", "noise")
 """Threats in the order in which they get a place; there is one for `MOST_THREATS`."""
 MOST_THREATS = 3
+WIDE, HIGH = 1.25, 1.5
+"""Inches of a picture's place."""
 
 
 def draw(results: Results, rungs: list[Rung], ledger: Ledger, images: Tensor, labels: Tensor, path: Path) -> None:
@@ -63,19 +65,30 @@ def draw(results: Results, rungs: list[Rung], ledger: Ledger, images: Tensor, la
             error = (purified - clean).abs().mul(10).clamp(0, 1)
             rows.append((f"{threat}\npurified", purified, _names(bare, purified, labels, results)))
             rows.append((f"{threat}\nerror x10", error, [""] * count))
-    figure = Figure(figsize=(1.25 * count + 1.2, 1.5 * len(rows) + 0.6), layout="constrained")
-    axes = figure.subplots(len(rows), count, squeeze=False)
-    for line, (title, pictures, texts) in zip(axes, rows, strict=True):
-        for axis, picture, text in zip(line, pictures, texts, strict=True):
-            axis.imshow(picture.permute(1, 2, 0).squeeze(-1).cpu().numpy(), cmap="gray", vmin=0, vmax=1)
-            axis.set_title(text, fontsize=7, color="firebrick" if text.startswith("✗") else "black")
-            axis.set_xticks([])
-            axis.set_yticks([])
-        line[0].set_ylabel(title, fontsize=8)
+    wide, high = WIDE * count + 0.9, HIGH * len(rows) + 0.5
+    figure = Figure(figsize=(wide, high))
+    # One pair of axes for all pictures: a pair for each would take most of the time of a report.
+    axis = figure.add_axes((0.8 / wide, 0.1 / high, WIDE * count / wide, HIGH * len(rows) / high))
+    axis.set_axis_off()
+    height, width = clean.shape[-2:]
+    across, down = 0.92 * min(1, width / height), 0.92 * WIDE / HIGH * min(1, height / width)
+    for row, (title, pictures, texts) in enumerate(rows):
+        axis.text(-0.1, row + 0.6, title, fontsize=8, rotation="vertical", ha="right", va="center", ma="center")
+        for column, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
+            left, top = column + (1 - across) / 2, row + 1 - down
+            pixels = picture.permute(1, 2, 0).squeeze(-1).cpu().numpy()
+            axis.imshow(
+                pixels, cmap="gray", vmin=0, vmax=1, extent=(left, left + across, top + down, top), aspect="auto"
+            )
+            colour = "firebrick" if text.startswith("✗") else "black"
+            axis.text(column + 0.5, top - 0.03, text, fontsize=7, color=colour, ha="center")
+    axis.set_xlim(0, count)
+    axis.set_ylim(len(rows), 0)
     values = results.manifest.values
     figure.suptitle(
         f"{results.subject.dataset}, {values['norm']} eps {values['eps']}: label predicted by the classifier",
         fontsize=9,
+        y=1 - 0.2 / high,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_figure(str(path), dpi=120)
