@@ -3,9 +3,9 @@
 usage: python benchmarks/blind_cache.py CLASSIFIER [--classifier_name resnet56] [--n 100] [--out FILE]
 
 One run evaluates two purifiers (the shipped one, and the same with every weight moved by a hundredth, which is as
-expensive and about as good) under the threats blind and blind_worst with one cache. Timed is all of `evaluate`: fingerprints, attacks, judging, the report
-and its figure; imports and the loading of networks and data are not. On a CPU the clock is that of the process, so that
-what else runs on the machine does not count.
+expensive and about as good) under the threats blind and blind_worst with one cache. Timed is all of `evaluate`:
+fingerprints, attacks, judging, the report and its figure; imports and the loading of networks and data are not. On a
+CPU the clock is that of the process, so that what else runs on the machine does not count.
 """
 
 import argparse
