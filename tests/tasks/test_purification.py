@@ -13,7 +13,8 @@ from maep_lightning.models.purifier import Purifier
 from maep_lightning.models.shapes import create_mae
 from maep_lightning.tasks import PurifierEvaluation, PurifierFinetuning
 from maep_lightning.tasks.base import Optimization
-from maep_lightning.tasks.purification import LoRA, PairAttack
+from maep_lightning.tasks.defence import LoRA
+from maep_lightning.tasks.purification import PairAttack
 
 SMALL = {
     "width": 16, "depth": 1, "heads": 2, "decoder_width": 16, "decoder_heads": 2, "refine_depth": 2, "refine_width": 8
