@@ -54,6 +54,17 @@ def maep_conv_patch4_32() -> MAEConfig:
     )
 
 
+def maep_deep_patch4_32() -> MAEConfig:
+    """As `maep_conv_patch4_32` with a deeper refinement that sees the whole image: 1.5 M parameters.
+
+    The shape for training under white-box attack. It predicts pixels, not a correction: what is passed by the network
+    carries the attack past it.
+    """
+    return replace(
+        maep_conv_patch4_32(), residual=False, refine_kind="deep", refine_depth=3, refine_width=32, squash=True
+    )
+
+
 SHAPES: dict[str, Callable[[], MAEConfig]] = {
     factory.__name__: factory
     for factory in (
@@ -65,6 +76,7 @@ SHAPES: dict[str, Callable[[], MAEConfig]] = {
         mae_vit_base_patch2_32,
         mae_vit_base_patch16_224,
         maep_conv_patch4_32,
+        maep_deep_patch4_32,
     )
 }
 
