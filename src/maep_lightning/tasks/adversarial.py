@@ -110,11 +110,12 @@ class AdversarialFinetuning(PurifierTask):
         """The purified images `(B, 3, H, W)` in [0, 1], with the noise and the masks of the training."""
         if self.noise:
             images = images + self.noise * torch.randn_like(images)
-        return self.purifier.mae(images, self.mask_ratio).images.clamp(0, 1)
+        purified: Tensor = self.purifier.mae(images, self.mask_ratio).images
+        return purified.clamp(0, 1)
 
     def expected_logits(self, images: Tensor) -> Tensor:
         """Log of the class probabilities `(B, K)`, averaged over the attack's draws of noise and masks."""
-        draws = [self.classifier(self.purify(images)).float() for _ in range(self.attack.draws)]
+        draws: list[Tensor] = [self.classifier(self.purify(images)).float() for _ in range(self.attack.draws)]
         if len(draws) == 1:
             return draws[0]
         return torch.stack(draws).log_softmax(dim=2).logsumexp(dim=0)
