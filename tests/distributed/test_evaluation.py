@@ -1,12 +1,22 @@
 """Evaluations in real processes: several at once, and killed ones."""
 
+import multiprocessing
+import os
 import random
+import runpy
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from maep_lightning.evaluation.ledger import Ledger
+
+SCRIPT = Path(__file__).parents[1] / "evaluation" / "linear_case.py"
 SAMPLES, CHUNK_SIZE = 44, 8
+KILLS = 20
 
 
 def finish(group):
@@ -16,19 +26,23 @@ def finish(group):
     return [output.strip() for output, _ in outputs]
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    """The ledger hash and statuses of an undisturbed process."""
-    import os
-    import subprocess
-    import sys
-    from pathlib import Path
+def files_of(run_dir):
+    return len(list(run_dir.glob("ledger/*/*/*.safetensors")))
 
-    script = Path(__file__).parents[1] / "evaluation" / "linear_case.py"
-    command = [sys.executable, str(script), str(tmp_path_factory.mktemp("run")), str(SAMPLES), str(CHUNK_SIZE)]
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The folder of an undisturbed process, and what it printed: the ledger hash and the statuses of all samples."""
+    folder = tmp_path_factory.mktemp("run")
+    command = [sys.executable, str(SCRIPT), str(folder), str(SAMPLES), str(CHUNK_SIZE)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
-    return done.stdout.strip()
+    return folder, done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def reference(undisturbed):
+    return undisturbed[1]
 
 
 @pytest.mark.world_size
@@ -40,7 +54,7 @@ def test_evaluate__same_ledger_for_any_number_of_processes(start_linear, referen
 def kill_after(group, run_dir, files):
     """SIGKILL all processes once the ledger has so many files; true if that came before their end."""
     while any(process.poll() is None for process in group):
-        if len(list(run_dir.glob("ledger/*/*/*.safetensors"))) >= files:
+        if files_of(run_dir) >= files:
             for process in group:
                 process.send_signal(signal.SIGKILL)
             return [process.wait() for process in group] == [-signal.SIGKILL] * len(group)
@@ -48,15 +62,37 @@ def kill_after(group, run_dir, files):
     return False
 
 
+@pytest.fixture
+def fork_linear(monkeypatch):
+    """Starts processes that evaluate the linear case, forked from one that has imported all: start-up takes no time."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["maep_lightning.evaluation", "maep_lightning.evaluation.report", "pyautoattack"])
+
+    def start(run_dir):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(run_dir), str(SAMPLES), str(CHUNK_SIZE)])
+        process = context.Process(target=runpy.run_path, args=(str(SCRIPT),), kwargs={"run_name": "__main__"})
+        process.start()
+        return process
+
+    return start
+
+
 @pytest.mark.kill
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
-def test_evaluate__same_ledger_after_kills(start_linear, reference, tmp_path, seed):
-    draw, files, killed = random.Random(seed), 0, 0
-    for _ in range(4):
-        files += draw.randint(1, 12)
-        killed += kill_after(start_linear(tmp_path, SAMPLES, CHUNK_SIZE), tmp_path, files)
-    assert killed >= 2
-    assert finish(start_linear(tmp_path, SAMPLES, CHUNK_SIZE)) == [reference]
+def test_evaluate__same_ledger_after_twenty_kills(fork_linear, undisturbed, tmp_path):
+    """One evaluation, killed at random moments from its first file to its last."""
+    draw, whole = random.Random(0), Ledger(undisturbed[0] / "ledger")
+    for files in sorted(draw.sample(range(files_of(undisturbed[0])), KILLS)):
+        process = fork_linear(tmp_path)
+        while files_of(tmp_path) < files and process.is_alive():
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, 0.02))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    process = fork_linear(tmp_path)
+    process.join()
+    assert process.exitcode == 0
+    assert Ledger(tmp_path / "ledger").hash() == whole.hash()
 
 
 @pytest.mark.kill

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from maep_lightning.evaluation.ledger import Ledger, LedgerError, Unit, UnitCache, write_atomically
+from maep_lightning.evaluation.ledger import Ledger, LedgerError, Unit, write_atomically
 
 
 def unit(**changes):
@@ -52,29 +52,6 @@ def test_ledger__hash_is_of_names_and_bytes(tmp_path):
     assert first.hash() == second.hash()
     second.drop("whitebox", "square", 4)
     assert first.hash() != second.hash()
-
-
-def test_cache__found_by_what_it_depends_on(tmp_path):
-    cache = UnitCache(tmp_path)
-    cache.write(unit())
-    found = cache.read("whitebox", "c" * 64, "square", 3, "d" * 64)
-    assert found is not None
-    assert found.to_bytes() == unit().to_bytes()
-    assert cache.read("whitebox", "e" * 64, "square", 3, "d" * 64) is None
-    assert cache.read("whitebox", "c" * 64, "square", 3, "e" * 64) is None
-    assert cache.read("whitebox", "c" * 64, "square", 4, "d" * 64) is None
-
-
-@pytest.mark.faults
-def test_cache__damaged_unit_is_made_again_and_an_error_is_not_kept(tmp_path):
-    cache = UnitCache(tmp_path)
-    cache.write(unit(error="RuntimeError: x"))
-    assert not list(tmp_path.rglob("*.safetensors"))
-    cache.write(unit())
-    (path,) = tmp_path.rglob("*.safetensors")
-    path.write_bytes(path.read_bytes()[:-3])
-    assert cache.read("whitebox", "c" * 64, "square", 3, "d" * 64) is None
-    assert not path.exists()
 
 
 @pytest.mark.faults

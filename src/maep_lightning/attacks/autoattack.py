@@ -122,13 +122,14 @@ class AutoAttackSettings:
     def passes(self, component: Component, num_classes: int) -> tuple[int, int]:
         """Forward and backward passes that one image costs which the component cannot break."""
         targets = self.target_classes(component, num_classes)
+        # The standard version shrinks L1 balls in three stages, each of which looks at its start.
+        staged = self.norm == "L1" and self.version == "standard"
+        steps = self.apgd_steps + (3 if staged else 1)
         if component in ("apgd-ce", "apgd-dlr"):
-            restarts = 5 if self.norm == "L1" and self.version == "standard" else 1
-            draws = PUBLISHED_EOT if self.version == "rand" else 1
-            runs = restarts * draws * (self.apgd_steps + 1)
+            runs = (5 if staged else 1) * (PUBLISHED_EOT if self.version == "rand" else 1) * steps
             return runs, runs
         if component == "apgd-t":
-            return targets * (self.apgd_steps + 2), targets * (self.apgd_steps + 1)
+            return targets * (steps + 1), targets * steps
         if component == "fab-t":
             return targets * (2 * self.fab_steps + 3), targets * self.fab_steps
         return self.square_queries + 2, 0

@@ -1,18 +1,21 @@
 """The engine: takes chunks up the ladder, judges, and puts everything on file."""
 
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from maep_lightning.attacks.autoattack import check_inputs
 from maep_lightning.attacks.target import Target, isolated_rng
 from maep_lightning.evaluation import fingerprint
+from maep_lightning.evaluation.cache import AttackCache, Made
 from maep_lightning.evaluation.findings import Case
-from maep_lightning.evaluation.ledger import Ledger, LedgerError, Status, Unit, UnitCache, empty_images
+from maep_lightning.evaluation.ledger import Ledger, LedgerError, Status, Unit, empty_images
 from maep_lightning.evaluation.plan import Manifest, Plan
-from maep_lightning.evaluation.progress import Progress, Timings, clock
+from maep_lightning.evaluation.preflight import checked_data, pixels, preflight
+from maep_lightning.evaluation.preview import preview
+from maep_lightning.evaluation.progress import Progress, Timings
 from maep_lightning.evaluation.results import Results, Subject, collect
 from maep_lightning.evaluation.rungs import Batch, Candidates, Rung, ladder, unit_seed
 from maep_lightning.evaluation.sanity import battery, read, write
@@ -71,19 +74,19 @@ def evaluate(
     """
     run_dir, workers = Path(run_dir), workers or find_workers()
     started = time.monotonic()
-    images, labels = _data(images, labels, plan.n)
+    images, labels = checked_data(images, labels, plan.n)
     bare, defended = Target(classifier), None if purifier is None else Target(purifier, classifier)
     device = torch.device(device) if device is not None else bare.device
     surrogate = surrogate if "transfer" in plan.threats else None
     other = None if surrogate is None else Target(surrogate)
-    _preflight(bare, defended, other, images, labels, plan, device)
+    preflight(bare, defended, other, images, labels, plan, device)
     manifest = Manifest.bind(
         plan,
         classifier,
         purifier,
         images,
         labels,
-        bare.num_classes(_pixels(images[:1], device)),
+        bare.num_classes(pixels(images[:1], device)),
         device.type,
         surrogate,
     )
@@ -92,17 +95,19 @@ def evaluate(
     manifest.pin(run_dir)
     chunks = -(-len(labels) // plan.chunk_size)
     bar = Progress(progress and workers.rank == 0, chunks, workers.world_size)
-    cache = UnitCache(Path(cache_dir)) if cache_dir is not None else None
-    engine = _Engine(plan, ledger, cache, Timings(run_dir), bar, device)
+    cache = AttackCache(Path(cache_dir)) if cache_dir is not None else None
+    engine = _Engine(
+        plan, rungs, images, labels, ledger, cache, Timings(run_dir), bar, device, min(sanity, len(labels))
+    )
     bar.say(f"{len(labels)} images in {chunks} chunks, {manifest.values['attack_title']}, {plan.norm} eps {plan.eps}")
     for number in workers.chunks(chunks):
-        engine.climb(rungs, images, labels, number)
+        engine.climb(number)
     workers.join()
     if not (run_dir / "plan.json").exists():
         raise FileNotFoundError(f"{run_dir} is not the same folder for every process; use a shared file system.")
     results = collect(plan, manifest, rungs, ledger, run_dir, subject or Subject(), time.monotonic() - started)
     if sanity > 0:
-        sample = _pixels(images[:sanity], device), labels[:sanity].to(device)
+        sample = pixels(images[:sanity], device), labels[:sanity].to(device)
         case = Case(bare, defended, *sample, plan, results.outcomes)
         if workers.rank == 0 and read(manifest, results.ledger_hash, run_dir, len(sample[1]), strict) is None:
             bar.say(f"sanity battery on {len(sample[1])} images")
@@ -123,32 +128,50 @@ def evaluate(
     return results
 
 
+@dataclass(frozen=True)
 class _Engine:
-    def __init__(
-        self, plan: Plan, ledger: Ledger, cache: UnitCache | None, timings: Timings, bar: Progress, device: torch.device
-    ) -> None:
-        self.plan = plan
-        self.ledger = ledger
-        self.cache = cache
-        self.timings = timings
-        self.bar = bar
-        self.device = device
+    plan: Plan
+    rungs: list[Rung]
+    images: Tensor
+    labels: Tensor
+    ledger: Ledger
+    cache: AttackCache | None
+    timings: Timings
+    bar: Progress
+    device: torch.device
+    sanity: int
 
-    def climb(self, rungs: list[Rung], images: Tensor, labels: Tensor, number: int) -> None:
+    def climb(self, number: int) -> None:
         """Take one chunk up all rungs."""
         started = time.monotonic()
-        start = number * self.plan.chunk_size
-        indices = torch.arange(start, min(start + self.plan.chunk_size, len(labels)))
-        chunk = Batch(number, indices, _pixels(images[indices], self.device), labels[indices].to(self.device), 0)
-        data = fingerprint.of_tensors({"images": images[indices], "labels": labels[indices]})
+        indices = self._indices(number)
+        images, labels = pixels(self.images[indices], self.device), self.labels[indices].to(self.device)
+        chunk, data = Batch(number, indices, images, labels, 0), self._data(number)
         made: set[str] = set()
-        for rung in rungs:
+        for rung in self.rungs:
             stale = bool(made & {rung.baseline, rung.source})
             if self._climb_rung(rung, chunk, data, stale):
                 made.add(rung.name)
-            if self.bar.upper_bound is None and all(self.ledger.has(r.name, "clean", number) for r in _clean(rungs)):
-                self._preview(rungs, len(labels))
+            if rung.baseline is None and self.bar.upper_bound is None:
+                self._preview()
         self.bar.chunk_done(time.monotonic() - started, recalled=not made)
+
+    def _indices(self, number: int) -> Tensor:
+        start = number * self.plan.chunk_size
+        return torch.arange(start, min(start + self.plan.chunk_size, len(self.labels)))
+
+    def _data(self, number: int) -> str:
+        """Fingerprint of a chunk's images and labels."""
+        indices = self._indices(number)
+        return fingerprint.of_tensors({"images": self.images[indices], "labels": self.labels[indices]})
+
+    def _preview(self) -> None:
+        data = [self._data(number) for number in range(self.bar.total)]
+        bound = preview(
+            self.rungs, self.plan, data, len(self.labels), self.sanity, self.timings, self.ledger, self.cache
+        )
+        if bound is not None:
+            self.bar.expect(bound.attacks / self.bar.world_size, bound.sanity, bound.milliseconds)
 
     def _climb_rung(self, rung: Rung, chunk: Batch, data: str, stale: bool) -> bool:
         """Take a chunk up one rung; true if something had to be made.
@@ -180,7 +203,7 @@ class _Engine:
         """The unit from the ledger or the cache, if it is of this plan and did not end in an exception."""
         unit = self.ledger.read(rung.name, attack, chunk.chunk)
         if unit is None and self.cache is not None and rung.cached:
-            unit = self.cache.read(rung.name, rung.context_hash, attack, chunk.chunk, data)
+            unit = self.cache.read(Unit, rung.name, rung.context_hash, attack, chunk.chunk, data)
             if unit is not None and torch.equal(unit.indices, chunk.indices[rows]):
                 self.ledger.write(unit)
         if unit is None or unit.error is not None:
@@ -199,10 +222,11 @@ class _Engine:
 
     def _make(self, rung: Rung, attack: str, chunk: Batch, data: str, rows: Tensor, baseline: Tensor | None) -> Unit:
         seed = unit_seed(self.plan.seed, rung.name, attack, chunk.chunk)
-        where = rows.to(self.device)
-        batch = Batch(chunk.chunk, chunk.indices[rows], chunk.images[where], chunk.labels[where], seed)
-        watch, started = rung.watched.watch, time.monotonic()
-        watch.reset()
+        whole = replace(chunk, seed=seed)
+        batch = whole.part(rows)
+        watches, started = {id(target): target.watch for target in (rung.watched, rung.judge)}, time.monotonic()
+        for watch in watches.values():
+            watch.reset()
         error = None
         status = torch.full((len(batch),), int(Status.ERROR), dtype=torch.uint8)
         prediction = torch.full((len(batch),), -1, dtype=torch.int64)
@@ -210,13 +234,17 @@ class _Engine:
         adversarial = empty_images(batch.images)
         notes: dict[str, object] = {}
         try:
-            candidates, splits = self._generate(rung, attack, batch)
-            images, inside = confine(candidates.images, batch.images, self.plan.norm, float(self.plan.eps))
+            if rung.origin is None:
+                made = self._attack(rung, attack, batch, data)
+                found, unreliable = made.images, made.unreliable
+            else:
+                made = self._attack_once(rung, attack, whole, data)
+                found, unreliable = made.images[rows], made.unreliable[rows]
+            found, unreliable = found.to(self.device), unreliable.to(self.device)
+            images, inside = confine(found, batch.images, self.plan.norm, float(self.plan.eps))
             with isolated_rng(seed, self.device):
                 verdict = judge(rung.judge, images, batch.labels)
             trusted = inside & verdict.finite
-            unreliable = torch.zeros_like(trusted) if candidates.unreliable is None else candidates.unreliable
-            unreliable = unreliable | suspects(watch.suspects, batch.images, self.plan.norm, float(self.plan.eps))
             wrong = trusted & (verdict.prediction != batch.labels)
             was_wrong = torch.ones_like(wrong)
             if baseline is not None:
@@ -227,9 +255,7 @@ class _Engine:
             status[(wrong & was_wrong).cpu()] = int(Status.CLEAN_WRONG)
             prediction, margin = verdict.prediction.cpu(), verdict.margin.cpu()
             adversarial = images[(wrong & ~was_wrong)].cpu()
-            warnings = [*candidates.warnings, *([f"{attack}: gradients were not finite"] if watch.nonfinite else [])]
-            notes = {"warnings": warnings, "splits": splits}
-            notes |= {"zero_gradients": watch.zero, "nonfinite_gradients": watch.nonfinite}
+            notes = made.notes
         except Exception as problem:
             error = f"{type(problem).__name__}: {problem}".splitlines()[0]
             self.bar.say(f"chunk {chunk.chunk + 1}, {rung.name} {attack}: {error}")
@@ -240,8 +266,32 @@ class _Engine:
         self.ledger.write(unit)
         if self.cache is not None and rung.cached:
             self.cache.write(unit)
-        self.timings.add(unit, time.monotonic() - started, watch.forwards, watch.backwards)
+        forwards, backwards = (sum(getattr(w, name) for w in watches.values()) for name in ("forwards", "backwards"))
+        self.timings.add(unit, time.monotonic() - started, forwards, backwards)
         return unit
+
+    def _attack_once(self, rung: Rung, attack: str, whole: Batch, data: str) -> Made:
+        """What an attack that no judge has a part in makes of a whole chunk, from the cache where that has it."""
+        if self.cache is None:
+            return self._attack(rung, attack, whole, data)
+        made = self.cache.read(Made, rung.name, rung.origin_hash, attack, whole.chunk, data)
+        if made is None:
+            made = self._attack(rung, attack, whole, data)
+            self.cache.write(made)
+        return made
+
+    def _attack(self, rung: Rung, attack: str, batch: Batch, data: str) -> Made:
+        candidates, splits = self._generate(rung, attack, batch)
+        watch = rung.watched.watch
+        unreliable = suspects(watch.suspects, batch.images, self.plan.norm, float(self.plan.eps))
+        if candidates.unreliable is not None:
+            unreliable |= candidates.unreliable
+        warnings = [*candidates.warnings, *([f"{attack}: gradients were not finite"] if watch.nonfinite else [])]
+        notes: dict[str, object] = {"warnings": warnings, "splits": splits}
+        notes |= {"zero_gradients": watch.zero, "nonfinite_gradients": watch.nonfinite}
+        context = rung.origin_hash if rung.origin is not None else rung.context_hash
+        images = candidates.images
+        return Made(rung.name, attack, batch.chunk, context, data, batch.seed, images, unreliable, notes)
 
     def _generate(self, rung: Rung, attack: str, batch: Batch) -> tuple[Candidates, int]:
         """Candidates, on half of the batch at a time when the memory does not suffice; and into how many parts."""
@@ -264,81 +314,3 @@ class _Engine:
         warnings = list(dict.fromkeys(first.warnings + second.warnings))
         joined = torch.cat([mask.to(batch.images.device) for mask in unreliable])
         return Candidates(torch.cat([first.images, second.images]), joined, warnings), a + b
-
-    def _preview(self, rungs: list[Rung], n: int) -> None:
-        """Bound the time from the measured time of the clean passes; a backward pass costs about two forward ones."""
-        seconds = {
-            entry["rung"]: entry["seconds"] / max(entry["samples"], 1)
-            for entry in self.timings.read()
-            if entry["attack"] == "clean"
-        }
-        total = 0.0
-        for rung in rungs:
-            forward = seconds.get(rung.baseline or rung.name)
-            if forward is None:
-                return
-            total += n * forward * sum(forwards + 2 * backwards for forwards, backwards in rung.cost.values())
-        self.bar.upper_bound = total / self.bar.world_size
-        self.bar.say(f"at most about {clock(self.bar.upper_bound)} if no image breaks; broken ones cost far less")
-
-
-def _clean(rungs: list[Rung]) -> list[Rung]:
-    return [rung for rung in rungs if rung.baseline is None]
-
-
-def _pixels(images: Tensor, device: torch.device) -> Tensor:
-    """Images as float32 in [0, 1] on the device, outside inference mode."""
-    with torch.inference_mode(False):
-        moved = images.clone().to(device)
-        return moved.float().div(255) if moved.dtype == torch.uint8 else moved.float()
-
-
-def _data(images: Tensor, labels: Tensor, n: int | None) -> tuple[Tensor, Tensor]:
-    if images.ndim != 4 or labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"Give images (N, C, H, W) and labels (N,); got {tuple(images.shape)} and {tuple(labels.shape)}."
-        )
-    if n is not None and n > len(labels):
-        raise ValueError(f"n = {n}, but there are only {len(labels)} images.")
-    if len(labels) == 0:
-        raise ValueError("There is no image to evaluate.")
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise ValueError(f"Images must be uint8, or floating point in [0, 1], not {images.dtype}.")
-    return images[:n].cpu(), labels[:n].long().cpu()
-
-
-def _preflight(
-    bare: Target,
-    defended: Target | None,
-    surrogate: Target | None,
-    images: Tensor,
-    labels: Tensor,
-    plan: Plan,
-    device: torch.device,
-) -> None:
-    """Find out before the first attack what would spoil all of them."""
-    named = {"The classifier": bare, "The purifier": defended, "The surrogate": surrogate}
-    targets = {name: target for name, target in named.items() if target is not None}
-    for name, target in targets.items():
-        if target.device != device:
-            raise ValueError(f"{name} is on {target.device}, but the evaluation on {device}; move it with .to(...).")
-    if set(plan.threats) - {"none", "noise"}:
-        plan.settings.check_image_size(*images.shape[-2:])
-    differentiated = [bare] if {"blind", "blind_worst", "bpda", "whitebox"} & set(plan.threats) else []
-    differentiated += [surrogate] if surrogate is not None else []
-    differentiated += [defended] if defended is not None and "whitebox" in plan.threats else []
-    first = _pixels(images[:1], device)
-    for target in targets.values():
-        with target.guarded(), isolated_rng(plan.seed, device):
-            check_inputs(_pixels(images, torch.device("cpu")), labels, target.num_classes(first))
-            if target not in differentiated:
-                continue
-            point = first.clone().requires_grad_()
-            with torch.enable_grad():
-                logits = target(point)
-            if not logits.requires_grad:
-                through = "the purifier and the classifier" if target is defended else "the classifier"
-                raise ValueError(
-                    f"No gradient flows through {through}: a gradient attack would find nothing, and that is no"
-                    " robustness. Look for detach(), no_grad or integer operations, or leave out the white-box threat."
-                )

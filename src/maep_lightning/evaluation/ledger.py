@@ -9,10 +9,10 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors.torch import load, save
@@ -36,24 +36,19 @@ class Status(IntEnum):
 
 
 @dataclass(frozen=True)
-class Unit:
-    """What one attack did to one chunk.
+class Record:
+    """What is on file of one attack on one chunk: tensors, and a header of JSON values.
 
     Attributes:
         rung: Name of the rung.
         attack: Name of the attack.
         chunk: Number of the chunk.
-        context: Fingerprint of all that the result depends on besides the chunk's own data.
+        context: Fingerprint of all that the content depends on besides the chunk's own data.
         data: Fingerprint of the chunk's images and labels.
         seed: Of the attack.
-        indices: `(k,)` int64, the global numbers of the samples attacked.
-        status: `(k,)` uint8, a `Status` each.
-        prediction: `(k,)` int64, of the judge on the attacked image.
-        margin: `(k,)` float32, logit of the label minus the largest other.
-        adversarial: `(m, C, H, W)` float32 in [0, 1], of the samples whose status is BROKEN, in their order.
-        error: Text of an exception that ended the attack, or None.
-        notes: Counts and warnings of the attack.
     """
+
+    TENSORS: ClassVar[tuple[str, ...]] = ()
 
     rung: str
     attack: str
@@ -61,29 +56,17 @@ class Unit:
     context: str
     data: str
     seed: int
-    indices: Tensor
-    status: Tensor
-    prediction: Tensor
-    margin: Tensor
-    adversarial: Tensor
-    error: str | None = None
-    notes: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def path(self) -> Path:
-        """Where in the ledger it lies."""
-        return unit_path(self.rung, self.attack, self.chunk)
 
     def to_bytes(self) -> bytes:
         """Serialise, with a digest of everything in it."""
-        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in _TENSORS}
-        header = {name: getattr(self, name) for name in _HEADER}
+        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in self.TENSORS}
+        header = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in self.TENSORS}
         header["digest"] = fingerprint.of_json([header, fingerprint.of_tensors(tensors)])
         # One key: safetensors does not keep the order of several.
         return save(tensors, {"unit": json.dumps(header, sort_keys=True)})
 
     @classmethod
-    def from_bytes(cls, content: bytes, name: str) -> "Unit":
+    def from_bytes(cls, content: bytes, name: str) -> Self:
         """Read `to_bytes`' result.
 
         Args:
@@ -98,18 +81,44 @@ class Unit:
             length = int.from_bytes(content[:8], "little")
             header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["unit"])
             digest = header.pop("digest")
-            unit = cls(**(header | tensors))
+            record = cls(**(header | tensors))
         except Exception as error:
             raise LedgerError(f"{name} is damaged ({error}); delete it and run again to redo this part.") from None
         if digest != fingerprint.of_json([header, fingerprint.of_tensors(tensors)]):
             raise LedgerError(f"{name} was edited: its content does not have the digest it states.")
-        if unit.to_bytes() != content:
+        if record.to_bytes() != content:
             raise LedgerError(f"{name} was edited: it is not the file that an evaluation writes.")
-        return unit
+        return record
 
 
-_TENSORS = ("indices", "status", "prediction", "margin", "adversarial")
-_HEADER = ("rung", "attack", "chunk", "context", "data", "seed", "error", "notes")
+@dataclass(frozen=True)
+class Unit(Record):
+    """What one attack did to one chunk, judged: a file of the ledger.
+
+    Attributes:
+        indices: `(k,)` int64, the global numbers of the samples attacked.
+        status: `(k,)` uint8, a `Status` each.
+        prediction: `(k,)` int64, of the judge on the attacked image.
+        margin: `(k,)` float32, logit of the label minus the largest other.
+        adversarial: `(m, C, H, W)` float32 in [0, 1], of the samples whose status is BROKEN, in their order.
+        error: Text of an exception that ended the attack, or None.
+        notes: Counts and warnings of the attack.
+    """
+
+    TENSORS = ("indices", "status", "prediction", "margin", "adversarial")
+
+    indices: Tensor
+    status: Tensor
+    prediction: Tensor
+    margin: Tensor
+    adversarial: Tensor
+    error: str | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def path(self) -> Path:
+        """Where in the ledger it lies."""
+        return unit_path(self.rung, self.attack, self.chunk)
 
 
 def unit_path(rung: str, attack: str, chunk: int) -> Path:
@@ -162,41 +171,6 @@ class Ledger:
             digest.update(f"{path.relative_to(self.root).as_posix()} ".encode())
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()
-
-
-class UnitCache:
-    """Units of attacks on the bare classifier, kept across runs.
-
-    A unit is found by what it depends on (classifier, attack, radius, seed, versions, and the chunk's images and
-    labels), never by the purifier.
-
-    Args:
-        root: Folder of the cache.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def _path(self, context: str, attack: str, chunk: int, data: str) -> Path:
-        return self.root / context[:24] / attack / f"{chunk:06d}-{data[:24]}.safetensors"
-
-    def read(self, rung: str, context: str, attack: str, chunk: int, data: str) -> Unit | None:
-        """The unit with this context and data, or None; a damaged one is dropped, since it can be made again."""
-        path = self._path(context, attack, chunk, data)
-        try:
-            unit = Unit.from_bytes(path.read_bytes(), str(path))
-        except FileNotFoundError:
-            return None
-        except LedgerError:
-            path.unlink(missing_ok=True)
-            return None
-        same = (unit.rung, unit.attack, unit.chunk, unit.context, unit.data) == (rung, attack, chunk, context, data)
-        return unit if same else None
-
-    def write(self, unit: Unit) -> None:
-        """Keep a unit; one that ended in an exception is not kept."""
-        if unit.error is None:
-            write_atomically(self._path(unit.context, unit.attack, unit.chunk, unit.data), unit.to_bytes())
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -27,6 +27,7 @@ class Progress:
         self.world_size = world_size
         self.every = every
         self.upper_bound: float | None = None
+        self._afterwards = 0.0
         self._start = time.monotonic()
         self._last = -every
         self._done = 0
@@ -36,6 +37,21 @@ class Progress:
         """Print a line now."""
         if self.shown:
             print(f"[evaluation] {text}", file=sys.stderr, flush=True)
+
+    def expect(self, attacks: float, sanity: float, milliseconds: float) -> None:
+        """Print what the evaluation costs at most.
+
+        Args:
+            attacks: Seconds of all attacks if no image breaks.
+            sanity: Seconds of the sanity battery after them.
+            milliseconds: Of one image through the whole, forward, from which the seconds were reckoned.
+        """
+        self.upper_bound, self._afterwards = attacks + sanity, sanity
+        battery = f", {clock(sanity)} of it the sanity battery" if sanity else ""
+        self.say(
+            f"at most about {clock(self.upper_bound)} if no image breaks{battery}; broken ones cost far less"
+            f" ({milliseconds:.3g} ms a forward pass)"
+        )
 
     def at(self, rung: str, attack: str, chunk: int, alive: int, of: int) -> None:
         """An attack on a chunk begins."""
@@ -57,7 +73,7 @@ class Progress:
         """The estimate of the time that is left."""
         if self._finished:
             rest = max(self.total - self._done * self.world_size, 0) / self.world_size
-            return f"about {clock(rest * sum(self._finished) / len(self._finished))} left"
+            return f"about {clock(rest * sum(self._finished) / len(self._finished) + self._afterwards)} left"
         if self.upper_bound is not None:
             return f"at most {clock(max(self.upper_bound - now, 0))} left if nothing breaks"
         return "no estimate yet"

@@ -47,9 +47,10 @@ class Batch:
         """Number of samples."""
         return len(self.labels)
 
-    def part(self, rows: slice) -> "Batch":
+    def part(self, rows: slice | Tensor) -> "Batch":
         """Some of the samples."""
-        return Batch(self.chunk, self.indices[rows], self.images[rows], self.labels[rows], self.seed)
+        where = rows.to(self.labels.device) if isinstance(rows, Tensor) else rows
+        return Batch(self.chunk, self.indices[rows], self.images[where], self.labels[where], self.seed)
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,8 @@ class Rung:
             AutoAttack does). `all`: the accuracy on the attacked images as they come (as blind results are reported).
         source: The rung whose adversarial images it replays, if any.
         cached: Whether its units may come from and go to the cache.
+        origin: What its candidates depend on besides the chunk's data, as JSON types, where the judge has no part in
+            them: they are made for whole chunks, whoever survived, and may come from and go to the cache. Else None.
         cost: Forward and backward passes through `watched` for an image that survives, for each attack.
         title: How results name its attacks; empty for AutoAttack's own title.
     """
@@ -97,6 +100,7 @@ class Rung:
     start: Literal["correct", "all"] = "correct"
     source: str | None = None
     cached: bool = False
+    origin: dict[str, Any] | None = None
     cost: dict[str, tuple[int, int]] = field(default_factory=dict)
     title: str = ""
 
@@ -105,6 +109,11 @@ class Rung:
         """Fingerprint of the context."""
         return of_json(self.context)
 
+    @property
+    def origin_hash(self) -> str:
+        """Fingerprint of the origin."""
+        return of_json(self.origin)
+
 
 def unit_seed(seed: int, rung: str, attack: str, chunk: int) -> int:
     """Seed of one attack on one chunk, the same in whatever process."""
@@ -112,13 +121,13 @@ def unit_seed(seed: int, rung: str, attack: str, chunk: int) -> int:
     return int.from_bytes(digest[:4], "big")
 
 
-def clean_rung(name: str, judge: Target, context: dict[str, Any]) -> Rung:
+def clean_rung(name: str, judge: Target, context: dict[str, Any], cached: bool = False) -> Rung:
     """Judge the images as they are."""
 
     def generate(batch: Batch, attack: str) -> Candidates:
         return Candidates(batch.images)
 
-    return Rung(name, ("clean",), generate, judge, context, judge, start="all", cost={"clean": (1, 0)})
+    return Rung(name, ("clean",), generate, judge, context, judge, start="all", cached=cached, cost={"clean": (0, 0)})
 
 
 def autoattack_rung(
@@ -162,7 +171,7 @@ def replay_rung(name: str, source: Rung, ledger: Ledger, judge: Target, context:
                 unreliable[rows[index]] = True
         return Candidates(images, unreliable.to(images.device))
 
-    cost = {"replay": (1, 0)}
+    cost = {"replay": (0, 0)}
     return Rung(
         name, ("replay",), generate, judge, context, judge, baseline, start="all", source=source.name, cost=cost
     )
@@ -192,7 +201,14 @@ def component_rung(
     return Rung(name, components, generate, judge, context, attacked, CLEAN, cost=cost, title=title)
 
 
-def simple_rung(name: str, attacked: Target, judge: Target, settings: AutoAttackSettings, context: Any) -> Rung:
+def simple_rung(
+    name: str,
+    attacked: Target,
+    judge: Target,
+    settings: AutoAttackSettings,
+    context: dict[str, Any],
+    origin: dict[str, Any],
+) -> Rung:
     """FGSM, BIM, MI-FGSM and PGD with five starts on one target, per sample the worst that another judges."""
 
     def generate(batch: Batch, attack: str) -> Candidates:
@@ -204,7 +220,7 @@ def simple_rung(name: str, attacked: Target, judge: Target, settings: AutoAttack
     title = (
         f"worst of FGSM, BIM, MI-FGSM, PGD-{SIMPLE['pgd'].steps} x 5{' on a surrogate' if name == 'transfer' else ''}"
     )
-    return Rung(name, tuple(SIMPLE), generate, judge, context, attacked, CLEAN, cost=cost, title=title)
+    return Rung(name, tuple(SIMPLE), generate, judge, context, attacked, CLEAN, origin=origin, cost=cost, title=title)
 
 
 def noise_rung(name: str, judge: Target, settings: AutoAttackSettings, context: dict[str, Any]) -> Rung:
@@ -253,33 +269,42 @@ def ladder(
     """
     values, settings = manifest.values, plan.settings
     classes = int(values["num_classes"])
-    judged = ("schema", "classifier_weights", "classifier_architecture", "device", "precision")
-    attacked = ("norm", "eps", "version", "apgd_steps", "fab_steps", "square_queries", "targets", "seed", "attacks")
-    versions = tuple(f"version_{name}" for name in PACKAGES)
-    purifier = ("purifier_weights", "purifier_architecture")
-    bare = {name: values[name] for name in judged + versions}
-    bare_attack = bare | {name: values[name] for name in attacked}
-    rungs = [clean_rung(UNDEFENDED, classifier, bare)]
+    common = ("schema", "seed", "device", "precision", *(f"version_{name}" for name in PACKAGES))
+    attack = ("norm", "eps", "version", "apgd_steps", "fab_steps", "square_queries", "targets", "attacks")
+
+    def of(*names: str) -> dict[str, Any]:
+        """What a result depends on: all that concerns these networks."""
+        networks = [f"{name}_{part}" for name in names for part in ("weights", "architecture")]
+        return {name: values[name] for name in (*common, *networks)}
+
+    def by(*names: str) -> dict[str, Any]:
+        return {name: values[name] for name in names}
+
+    bare = of("classifier")
+    bare_attack = bare | by(*attack)
+    rungs = [clean_rung(UNDEFENDED, classifier, bare, cached=True)]
     source = autoattack_rung(UNDEFENDED_ATTACKED, classifier, settings, classes, bare_attack, UNDEFENDED, cached=True)
     if "blind" in plan.threats or (defended is None and "whitebox" in plan.threats):
         rungs.append(source)
     if defended is None:
         return rungs
-    whole = bare | {name: values[name] for name in purifier}
-    whole_attack = bare_attack | whole
-    simple = whole_attack | {"simple": {name: list(asdict(recipe).values()) for name, recipe in SIMPLE.items()}}
+    whole = of("classifier", "purifier")
+    whole_attack = whole | by(*attack)
+    recipes = {"simple": {name: list(asdict(recipe).values()) for name, recipe in SIMPLE.items()}}
+    simple = by("norm", "eps") | recipes
     rungs.append(clean_rung(CLEAN, defended, whole))
     if "noise" in plan.threats:
         rungs.append(noise_rung("noise", defended, settings, whole_attack | {"draws": NOISE_DRAWS}))
     if "transfer" in plan.threats:
         if surrogate is None:
             raise ValueError("The transfer threat needs a surrogate classifier: give its file, or leave it out.")
-        stolen = {name: values[name] for name in ("surrogate_weights", "surrogate_architecture")}
-        rungs.append(simple_rung("transfer", surrogate, defended, settings, simple | stolen))
+        origin = of("surrogate") | simple
+        rungs.append(simple_rung("transfer", surrogate, defended, settings, whole | origin, origin))
     if "blind" in plan.threats:
         rungs.append(replay_rung("blind", source, ledger, defended, whole_attack, CLEAN))
     if "blind_worst" in plan.threats:
-        rungs.append(simple_rung("blind_worst", classifier, defended, settings, simple))
+        origin = bare | simple
+        rungs.append(simple_rung("blind_worst", classifier, defended, settings, whole | origin, origin))
     if "square" in plan.threats:
         rungs.append(component_rung("square", defended, defended, ("square",), settings, classes, whole_attack))
     if "bpda" in plan.threats:

@@ -10,6 +10,8 @@ from maep_lightning.attacks.simple import random_corner
 from maep_lightning.attacks.target import Target
 from maep_lightning.evaluation.findings import Case, Finding
 
+COMPARED, DIRECTIONS = 16, 4
+"""At most so many images have their slopes compared, along so many random directions."""
 GRADIENT_FREE = "no gradient flows: the model is detached, or computes under no_grad or with integers"
 
 
@@ -85,12 +87,12 @@ def _compare_slopes(case: Case, dtype: torch.dtype, step: float) -> tuple[float,
 
     None where no gradient flows, or where the networks cannot compute in this type.
     """
-    count = min(16, len(case.labels))
+    count = min(COMPARED, len(case.labels))
     # Away from the ends of [0, 1], where a purifier that clamps has a kink.
     images, labels = (0.1 + 0.8 * case.images[:count]).to(dtype), case.labels[:count]
     stages = [copy.deepcopy(stage).requires_grad_(False).to(dtype) for stage in case.whole.stages]
     generator = torch.Generator().manual_seed(case.plan.seed)
-    corners = [random_corner(torch.full_like(images, 0.5), 0.5, "Linf", generator) * 2 - 1 for _ in range(4)]
+    corners = [random_corner(torch.full_like(images, 0.5), 0.5, "Linf", generator) * 2 - 1 for _ in range(DIRECTIONS)]
 
     def forward(points: Tensor) -> Tensor:
         for stage in stages:

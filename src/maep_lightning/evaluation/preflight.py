@@ -1,0 +1,71 @@
+"""What is looked at before the first attack, so that nothing spoils all of them."""
+
+import torch
+from torch import Tensor
+
+from maep_lightning.attacks.autoattack import check_inputs
+from maep_lightning.attacks.target import Target, isolated_rng
+from maep_lightning.evaluation.plan import Plan
+
+
+def pixels(images: Tensor, device: torch.device) -> Tensor:
+    """Images as float32 in [0, 1] on the device, outside inference mode."""
+    with torch.inference_mode(False):
+        moved = images.clone().to(device)
+        return moved.float().div(255) if moved.dtype == torch.uint8 else moved.float()
+
+
+def checked_data(images: Tensor, labels: Tensor, n: int | None) -> tuple[Tensor, Tensor]:
+    """The first `n` images and labels, on the CPU.
+
+    Raises:
+        ValueError: If shapes or types do not fit, or there are fewer.
+    """
+    if images.ndim != 4 or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"Give images (N, C, H, W) and labels (N,); got {tuple(images.shape)} and {tuple(labels.shape)}."
+        )
+    if n is not None and n > len(labels):
+        raise ValueError(f"n = {n}, but there are only {len(labels)} images.")
+    if len(labels) == 0:
+        raise ValueError("There is no image to evaluate.")
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise ValueError(f"Images must be uint8, or floating point in [0, 1], not {images.dtype}.")
+    return images[:n].cpu(), labels[:n].long().cpu()
+
+
+def preflight(
+    bare: Target,
+    defended: Target | None,
+    surrogate: Target | None,
+    images: Tensor,
+    labels: Tensor,
+    plan: Plan,
+    device: torch.device,
+) -> None:
+    """Find out before the first attack what would spoil all of them."""
+    named = {"The classifier": bare, "The purifier": defended, "The surrogate": surrogate}
+    targets = {name: target for name, target in named.items() if target is not None}
+    for name, target in targets.items():
+        if target.device != device:
+            raise ValueError(f"{name} is on {target.device}, but the evaluation on {device}; move it with .to(...).")
+    if set(plan.threats) - {"none", "noise"}:
+        plan.settings.check_image_size(*images.shape[-2:])
+    differentiated = [bare] if {"blind", "blind_worst", "bpda", "whitebox"} & set(plan.threats) else []
+    differentiated += [surrogate] if surrogate is not None else []
+    differentiated += [defended] if defended is not None and "whitebox" in plan.threats else []
+    first = pixels(images[:1], device)
+    for target in targets.values():
+        with target.guarded(), isolated_rng(plan.seed, device):
+            check_inputs(pixels(images, torch.device("cpu")), labels, target.num_classes(first))
+            if target not in differentiated:
+                continue
+            point = first.clone().requires_grad_()
+            with torch.enable_grad():
+                logits = target(point)
+            if not logits.requires_grad:
+                through = "the purifier and the classifier" if target is defended else "the classifier"
+                raise ValueError(
+                    f"No gradient flows through {through}: a gradient attack would find nothing, and that is no"
+                    " robustness. Look for detach(), no_grad or integer operations, or leave out the white-box threat."
+                )

@@ -1,0 +1,107 @@
+"""What an evaluation costs at most, from the passes that are left and the measured time of one."""
+
+from dataclasses import dataclass
+
+from maep_lightning.attacks.autoattack import AutoAttackSettings
+from maep_lightning.attacks.target import Target
+from maep_lightning.attacks.threat import Norm
+from maep_lightning.evaluation import plant, slopes
+from maep_lightning.evaluation.cache import AttackCache
+from maep_lightning.evaluation.ledger import Ledger
+from maep_lightning.evaluation.plan import Plan
+from maep_lightning.evaluation.probes import STEPS
+from maep_lightning.evaluation.progress import Timings
+from maep_lightning.evaluation.rungs import UNDEFENDED, Rung
+
+BACKWARD = 2
+"""A backward pass costs about as much as so many forward ones."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Seconds at most, if no image breaks; broken ones cost far less.
+
+    Attributes:
+        attacks: Of all attacks that are neither in the ledger nor in the cache, in process-seconds.
+        sanity: Of the sanity battery, which one process runs.
+        milliseconds: Of one image through the whole, forward.
+    """
+
+    attacks: float
+    sanity: float
+    milliseconds: float
+
+
+def preview(
+    rungs: list[Rung],
+    plan: Plan,
+    data: list[str],
+    n: int,
+    samples: int,
+    timings: Timings,
+    ledger: Ledger,
+    cache: AttackCache | None,
+) -> Preview | None:
+    """Price what is left to do by the time that the clean images took; None as long as the whole has seen none.
+
+    Args:
+        rungs: The rungs.
+        plan: The plan.
+        data: Fingerprint of each chunk's images and labels.
+        n: Samples.
+        samples: Images of the sanity battery.
+        timings: Times of what was done.
+        ledger: The ledger.
+        cache: The cache, if there is one.
+    """
+    seconds: dict[str, float] = {}
+    for entry in timings.read():
+        if entry["attack"] == "clean" and entry["forwards"]:
+            seconds[entry["rung"]] = entry["seconds"] / entry["forwards"]
+    clean = {id(rung.judge): rung.name for rung in rungs if rung.baseline is None}
+    whole = seconds.get(list(clean.values())[-1])
+    if whole is None:
+        return None
+
+    def price(target: Target, rung: Rung) -> float:
+        # A surrogate is taken for as dear as the classifier, a target that stands in for another as dear as that. The
+        # classifier has no time of its own where its clean accuracy comes from the cache.
+        stand_in = UNDEFENDED if rung.origin is not None else rung.baseline or rung.name
+        return seconds.get(clean.get(id(target), stand_in), whole)
+
+    total = 0.0
+    for rung in rungs:
+        attacking, judging = price(rung.watched, rung), price(rung.judge, rung)
+        kept = rung.origin_hash if rung.origin is not None else rung.context_hash
+        for number, fingerprint in enumerate(data):
+            size = min(plan.chunk_size, n - number * plan.chunk_size)
+            for attack in rung.attacks:
+                cached = cache is not None and cache.path(kept, attack, number, fingerprint).exists()
+                if ledger.has(rung.name, attack, number) or (cached and rung.cached):
+                    continue
+                forwards, backwards = (0, 0) if cached else rung.cost[attack]
+                total += size * ((forwards + BACKWARD * backwards) * attacking + judging)
+    forwards, backwards = effort(plan, samples) if samples else (0, 0)
+    return Preview(total, (forwards + BACKWARD * backwards) * whole, 1000 * whole)
+
+
+def effort(plan: Plan, samples: int) -> tuple[int, int]:
+    """Forward and backward passes, counted in images, that the sanity battery makes where no attack succeeds.
+
+    Args:
+        plan: The plan.
+        samples: Images of the battery.
+    """
+
+    def apgd(steps: int, norm: Norm) -> int:
+        return AutoAttackSettings(eps=plan.eps, norm=norm, apgd_steps=steps).passes("apgd-ce", 10)[0]
+
+    planted, compared = min(samples, plant.SAMPLES), min(samples, slopes.COMPARED)
+    short = apgd(min(STEPS, plan.apgd_steps), plan.norm)
+    longer = apgd(2 * plan.apgd_steps, plan.norm) + 5 * apgd(plan.apgd_steps, plan.norm)
+    # S1 four gradients, S3 two attacks, S4, S7 and S10 five between them, S6 the longer ones and one step; S11; S2.
+    backwards = samples * (4 + 2 * apgd(STEPS, "Linf") + 5 * short + longer + 1)
+    backwards += planted * apgd(plant.STEPS, plan.norm) + 2 * compared
+    # The clean images before each attack and what it made after it, the probes without an attack; S11; S2.
+    others = samples * (3 * 14 + 8) + planted * (plant.CORNERS + 6) + 2 * compared * (2 * (slopes.DIRECTIONS + 1) + 1)
+    return backwards + others, backwards
