@@ -1,4 +1,8 @@
-"""Purifiers without weights: what a trained one has to beat, and controls."""
+"""Purifiers without weights: what a trained one has to beat, and controls.
+
+None that keeps the pixel range by itself clamps: at its very bounds, where black and white pixels are, the gradient of
+torch's clamp is 0 in some versions.
+"""
 
 import io
 import math
@@ -17,7 +21,7 @@ from maep_lightning.models.purifier import ImagePurifier
 class Identity(ImagePurifier):
     """No purification: what the harness itself does to a figure."""
 
-    def restore(self, images: Tensor) -> Tensor:
+    def purify(self, images: Tensor) -> Tensor:
         """The images."""
         return images
 
@@ -38,7 +42,7 @@ class Jpeg(ImagePurifier):
             raise ValueError(f"jpeg: quality must be from 1 to 95, not {quality}.")
         self.quality = quality
 
-    def restore(self, images: Tensor) -> Tensor:
+    def purify(self, images: Tensor) -> Tensor:
         """Compress and decompress `(B, 3, H, W)`."""
         pixels = (images.detach().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         decoded = torch.from_numpy(np.stack([self._compress(image) for image in pixels]))
@@ -67,7 +71,7 @@ class BitDepth(ImagePurifier):
             raise ValueError(f"bit-depth: bits must be from 1 to 8, not {bits}.")
         self.bits = bits
 
-    def restore(self, images: Tensor) -> Tensor:
+    def purify(self, images: Tensor) -> Tensor:
         """Round `(B, 3, H, W)` to the remaining values."""
         levels = 2**self.bits - 1
         return straight_through(images, (images.detach() * levels).round() / levels)
@@ -90,7 +94,7 @@ class Median(ImagePurifier):
             raise ValueError(f"median: kernel_size must be odd and at least 3, not {kernel_size}.")
         self.kernel_size = kernel_size
 
-    def restore(self, images: Tensor) -> Tensor:
+    def purify(self, images: Tensor) -> Tensor:
         """Filter `(B, 3, H, W)`."""
         k = self.kernel_size
         _check_reach(images, k // 2, f"median:{k}")
@@ -117,11 +121,11 @@ class Gaussian(ImagePurifier):
             raise ValueError(f"gaussian: sigma must be positive, not {sigma}.")
         self.sigma = sigma
 
-    def restore(self, images: Tensor) -> Tensor:
+    def purify(self, images: Tensor) -> Tensor:
         """Blur `(B, 3, H, W)`."""
         reach = math.ceil(3 * self.sigma)
         _check_reach(images, reach, f"gaussian:{self.sigma}")
-        return gaussian_blur(images, [2 * reach + 1], [self.sigma])  # type: ignore[no-any-return]
+        return _within_range(gaussian_blur(images, [2 * reach + 1] * 2, [self.sigma] * 2))
 
     def extra_repr(self) -> str:
         """See `Jpeg.extra_repr`."""
@@ -143,7 +147,7 @@ class Resize(ImagePurifier):
             raise ValueError(f"resize: size must be at least 1, not {size}.")
         self.size = size
 
-    def restore(self, images: Tensor) -> Tensor:
+    def purify(self, images: Tensor) -> Tensor:
         """Resample `(B, 3, H, W)`.
 
         Raises:
@@ -155,7 +159,7 @@ class Resize(ImagePurifier):
             raise ValueError(f"resize:{self.size} leaves images of {h}x{w} as they are; take a size below {short}.")
         between = round(h * self.size / short), round(w * self.size / short)
         small = F.interpolate(images, between, mode="bilinear", antialias=True)
-        return F.interpolate(small, (h, w), mode="bilinear", antialias=True)
+        return _within_range(F.interpolate(small, (h, w), mode="bilinear", antialias=True))
 
     def extra_repr(self) -> str:
         """See `Jpeg.extra_repr`."""
@@ -178,13 +182,18 @@ class Noise(ImagePurifier):
             raise ValueError(f"noise: std must be positive, not {std}.")
         self.std = std
 
-    def restore(self, images: Tensor) -> Tensor:
+    def purify(self, images: Tensor) -> Tensor:
         """Add noise to `(B, 3, H, W)`."""
-        return images + self.std * torch.randn_like(images)
+        return (images + self.std * torch.randn_like(images)).clamp(0, 1)
 
     def extra_repr(self) -> str:
         """See `Jpeg.extra_repr`."""
         return f"std={self.std}"
+
+
+def _within_range(means: Tensor) -> Tensor:
+    """Weighted means of pixels, which leave [0, 1] by rounding only, brought back with their gradient."""
+    return straight_through(means, means.detach().clamp(0, 1))
 
 
 def _check_reach(images: Tensor, reach: int, spec: str) -> None:

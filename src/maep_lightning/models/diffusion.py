@@ -64,13 +64,13 @@ class DiffusionPurifier(ImagePurifier):
             The purifier, in evaluation mode.
 
         Raises:
-            ImportError: If diffusers is not installed.
             FileNotFoundError: If the folder lacks the network or the schedule.
+            ValueError: If diffusers is not installed, or a value is out of range.
         """
         try:
             from diffusers import DDPMScheduler, UNet2DModel
         except ImportError as error:
-            raise ImportError(
+            raise ValueError(
                 "diffusion needs the diffusers library: pip install 'maep-lightning[diffusion]'."
             ) from error
         places = {}
@@ -85,7 +85,7 @@ class DiffusionPurifier(ImagePurifier):
         scheduler = DDPMScheduler.from_pretrained(places["scheduler"], local_files_only=True)
         return cls(unet, scheduler, t, steps, gradient).eval()
 
-    def restore(self, images: Tensor) -> Tensor:
+    def purify(self, images: Tensor) -> Tensor:
         """Noise and denoise `(B, 3, H, W)`."""
         if self.gradient == "bpda":
             with torch.no_grad():
@@ -99,7 +99,7 @@ class DiffusionPurifier(ImagePurifier):
         sample: Tensor = self.scheduler.add_noise(clean, torch.randn_like(clean), start)
         for timestep in self.timesteps:
             sample = checkpoint(self._denoise, sample, timestep, use_reentrant=False)
-        return (sample + 1) / 2
+        return ((sample + 1) / 2).clamp(0, 1)
 
     def _denoise(self, sample: Tensor, timestep: int) -> Tensor:
         predicted = self.unet(sample, timestep).sample

@@ -15,7 +15,7 @@ ZOO = Path(__file__).parents[1] / "zoo"
 
 
 class ImagePurifier(nn.Module, ABC):
-    """Images in [0, 1] to images of the same shape in [0, 1]; a subclass says how in `restore`."""
+    """Images in [0, 1] to images of the same shape in [0, 1]; a subclass says how in `purify`."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Purify images.
@@ -31,11 +31,11 @@ class ImagePurifier(nn.Module, ABC):
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"The purifier takes images (B, 3, H, W) in [0, 1], not a tensor {tuple(images.shape)}.")
-        return self.restore(images).clamp(0, 1)
+        return self.purify(images)
 
     @abstractmethod
-    def restore(self, images: Tensor) -> Tensor:
-        """Purified images `(B, 3, H, W)` on the [0, 1] scale, not clamped."""
+    def purify(self, images: Tensor) -> Tensor:
+        """The purified images of `(B, 3, H, W)`, the same shape, in [0, 1]."""
 
 
 class PretrainedPurifier(ImagePurifier):
@@ -57,6 +57,10 @@ class PretrainedPurifier(ImagePurifier):
     @abstractmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         """A freshly initialised purifier of the architecture that `config` returned."""
+
+    def purify(self, images: Tensor) -> Tensor:
+        """See `ImagePurifier.purify`."""
+        return self.restore(images).clamp(0, 1)
 
     @abstractmethod
     def restore(self, images: Tensor, mask_ratio: float = 0.0, generator: torch.Generator | None = None) -> Tensor:

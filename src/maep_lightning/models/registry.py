@@ -58,9 +58,8 @@ def load_purifier(spec: str | Path) -> nn.Module:
 
     Raises:
         FileNotFoundError: If a file that is named does not exist.
-        ImportError: If the library that a purifier needs is not installed.
-        ValueError: If a name, a parameter or a value is unknown, or a file is no purifier; the message lists what is
-            known.
+        ValueError: If a name, a parameter or a value is unknown, a file is no purifier, or the library that it needs
+            is not installed; the message lists what is known.
     """
     if Path(spec).is_file():
         return _trained(spec)
@@ -111,7 +110,8 @@ def _single(spec: str) -> nn.Module:
 
 def _baseline(name: str, words: list[str]) -> nn.Module:
     recipe = RECIPES[name]
-    parameters = inspect.signature(recipe.build).parameters
+    given = inspect.signature(recipe.build).parameters
+    parameters = {key: item for key, item in given.items() if item.kind is item.POSITIONAL_OR_KEYWORD}
     takes = f"{name} takes {', '.join(parameters) or 'no parameters'}, as in {recipe.example}"
     values: dict[str, Any] = {}
     for position, word in enumerate(words):
