@@ -29,7 +29,7 @@ class Smooth(nn.Module):
 
 
 def case(spec, classifier=None):
-    images = torch.rand(16, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    images = torch.rand(8, 3, 12, 12, generator=torch.Generator().manual_seed(1))
     classifier, purifier = (classifier or Smooth()).eval(), load_purifier(spec)
     with torch.no_grad():
         labels = classifier(purifier(images)).argmax(1)
@@ -44,7 +44,7 @@ def test_battery__a_replaced_gradient_is_found_out(spec, tmp_path):
     checked = case(spec)
     purifier, classifier = checked.defended.stages
     results = evaluate(
-        classifier, purifier, checked.images, checked.labels, checked.plan, tmp_path, sanity=16, progress=False
+        classifier, purifier, checked.images, checked.labels, checked.plan, tmp_path, sanity=8, progress=False
     )
     assert results.sanity.check("S1").verdict == "pass"
     assert results.sanity.check("S2").verdict == "fail"

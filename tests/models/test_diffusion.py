@@ -12,17 +12,17 @@ diffusers = pytest.importorskip("diffusers")
 TRAINED = 20
 
 
-def unet(seed=0):
+def unet(seed=0, outputs=3):
     torch.manual_seed(seed)
     return diffusers.UNet2DModel(
-        sample_size=32, in_channels=3, out_channels=3, layers_per_block=1, block_out_channels=(4, 8), norm_num_groups=2,
+        sample_size=32, in_channels=3, out_channels=outputs, layers_per_block=1, block_out_channels=(4, 8),
         down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=4,
+        attention_head_dim=4, norm_num_groups=2,
     ).eval().requires_grad_(False)  # fmt: skip
 
 
-def purifier(t=0.25, network=None, **options):
-    scheduler = diffusers.DDPMScheduler(TRAINED, beta_end=0.2, clip_sample=False)
+def purifier(t=0.25, network=None, variance="fixed_small", **options):
+    scheduler = diffusers.DDPMScheduler(TRAINED, beta_end=0.2, clip_sample=False, variance_type=variance)
     return DiffusionPurifier(network or unet(), scheduler, t, **options).eval()
 
 
@@ -78,9 +78,10 @@ def test_diffusion__keeps_shape_and_range_and_follows_the_global_seed(size):
     assert not torch.equal(draw(module, images, seed=2), purified)
 
 
-def test_diffusion__full_gradient_agrees_with_finite_differences():
-    """Also says that recomputing a step on the way back draws the noise of the way forward again."""
-    module = purifier(0.2).double()
+@pytest.mark.parametrize(("variance", "outputs"), [("fixed_small", 3), ("learned_range", 6)])
+def test_diffusion__full_gradient_agrees_with_finite_differences(variance, outputs):
+    """A learned variance scales the noise, so that a step that is recomputed must draw the same noise again."""
+    module = purifier(0.2, unet(outputs=outputs), variance).double()
     images = 0.3 + 0.4 * torch.rand(1, 3, 8, 8, dtype=torch.float64)
     weight, direction = torch.randn(2, 1, 3, 8, 8, dtype=torch.float64)
     x = images.clone().requires_grad_()

@@ -58,9 +58,9 @@ class Disco(nn.Module):
     After Ho and Vasconcelos, "DISCO: Adversarial Defense with Local Implicit Functions", NeurIPS 2022
     (https://arxiv.org/abs/2212.05630). The encoder is EDSR-baseline's, the decoder LIIF's (Chen et al. 2021): an MLP
     on the 3x3 neighbourhood of a feature, the offset of the queried point from it, and the size of the queried cell.
-    A purifier queries the centres of the image's own pixels: the offset is always 0 and the cell 2 feature widths in
-    LIIF's coordinates, and LIIF's ensemble over the four nearest features gives all weight to the pixel's own, so it
-    is left out.
+    A purifier queries the centres of the image's own pixels. There the offset is 0, the cell one feature (2 in LIIF's
+    coordinates), and LIIF's ensemble over the four nearest features gives all weight to the pixel's own: the two are
+    constant inputs, and the ensemble is left out.
 
     Args:
         config: The architecture.
