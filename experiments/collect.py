@@ -22,7 +22,8 @@ def rows_of(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows of all attack runs, each once, and the runs they come from."""
     rows: list[dict[str, Any]] = []
     runs: list[dict[str, Any]] = []
-    for file in [path for stage in ("blind", "attack", "ladder") for path in sorted(run.glob(f"*/{stage}/results.json"))]:
+    stages = ("blind", "attack", "ladder")
+    for file in [path for stage in stages for path in sorted(run.glob(f"*/{stage}/results.json"))]:
         content = json.loads(file.read_text())
         runs.append(content["run"])
         for row in content["rows"]:

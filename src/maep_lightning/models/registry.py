@@ -62,7 +62,7 @@ def load_purifier(spec: str | Path) -> nn.Module:
             is not installed; the message lists what is known.
     """
     if Path(spec).is_file():
-        return _trained(spec)
+        return load_trained(spec)
     purifiers = [_single(part.strip()) for part in str(spec).split("+")]
     return purifiers[0] if len(purifiers) == 1 else nn.Sequential(*purifiers).eval()
 
@@ -85,7 +85,19 @@ def create_purifier(shape: str, **overrides: Any) -> PretrainedPurifier:
     return DiscoPurifier(Disco(config)) if isinstance(config, DiscoConfig) else Purifier(MaskedAutoencoder(config))
 
 
-def _trained(path: str | Path) -> PretrainedPurifier:
+def load_trained(path: str | Path) -> PretrainedPurifier:
+    """A trained purifier of whatever architecture its file names.
+
+    Args:
+        path: The file, or the name of one that is shipped.
+
+    Returns:
+        The purifier, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is corrupt, no purifier, or of an unknown architecture.
+    """
     state, header = read_purifier(path)
     for kind in (Purifier, DiscoPurifier):
         if kind.architecture == header["architecture"]:
@@ -101,7 +113,7 @@ def _single(spec: str) -> nn.Module:
     if name in RECIPES:
         return _baseline(name, [word.strip() for word in rest.split(",")] if rest else [])
     if spec in shipped or Path(spec).is_file() or "/" in name or Path(name).suffix in _SUFFIXES:
-        return _trained(spec)
+        return load_trained(spec)
     known = [*RECIPES, *shipped]
     close = difflib.get_close_matches(name, known, n=1)
     hint = f" Did you mean {close[0]}?" if close else ""

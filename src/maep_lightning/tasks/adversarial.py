@@ -110,8 +110,7 @@ class AdversarialFinetuning(PurifierTask):
         """The purified images `(B, 3, H, W)` in [0, 1], with the noise and the masks of the training."""
         if self.noise:
             images = images + self.noise * torch.randn_like(images)
-        purified: Tensor = self.purifier.mae(images, self.mask_ratio).images
-        return purified.clamp(0, 1)
+        return self.purifier.restore(images, self.mask_ratio).clamp(0, 1)
 
     def expected_logits(self, images: Tensor) -> Tensor:
         """Log of the class probabilities `(B, K)`, averaged over the attack's draws of noise and masks."""

@@ -10,7 +10,7 @@ from torch import nn
 from maep_lightning.models.classifiers import load_classifier
 from maep_lightning.models.lora import Target, inject_lora
 from maep_lightning.models.purifier import Purifier
-from maep_lightning.models.shapes import create_mae
+from maep_lightning.models.registry import create_purifier, load_trained
 from maep_lightning.tasks.base import Optimization, Task
 
 
@@ -57,10 +57,12 @@ class PurifierTask(Task):
         super().__init__(optimization)
         self.classifier = load_classifier(classifier, classifier_name, num_classes)
         if weights is None:
-            self.purifier = Purifier(create_mae(shape, **(overrides or {})))
+            self.purifier = create_purifier(shape, **(overrides or {}))
         else:
-            self.purifier = Purifier.from_pretrained(weights).train()
+            self.purifier = load_trained(weights).train()
         if lora is not None:
+            if not isinstance(self.purifier, Purifier):
+                raise ValueError(f"LoRA adapts the decoder of a masked autoencoder, which {weights or shape} has not.")
             self.purifier.requires_grad_(False)
             inject_lora(self.purifier.mae.decoder_blocks, lora.rank, lora.alpha, lora.targets)
 

@@ -145,8 +145,8 @@ class PurifierFinetuning(PurifierTask):
         Returns:
             A scalar, on the [0, 1] pixel scale, and the purified images.
         """
-        output = self.purifier.mae(attacked, self.mask_ratio, generator)
-        return pixel_distance(output.images, clean, self.loss_kind).mean(), output.images
+        purified = self.purifier.restore(attacked, self.mask_ratio, generator)
+        return pixel_distance(purified, clean, self.loss_kind).mean(), purified
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step on (attacked, clean) pairs."""
