@@ -18,6 +18,7 @@ INSTALLED := $(VENV)/.installed
 define HELP
 make demo                       train, attack and report on a real data set that needs no download (CPU, minutes)
 make reproduce-cifar10          the same on CIFAR-10; SCALE=smoke (default), cpu or gpu
+make whitebox-cifar10           a purifier trained against white-box attack, and the threat ladder beside the plain one
 make dashboard                  TensorBoard over runs/
 make install                    .venv with the package and its tools; the other targets do it themselves
 make test                       the tests; PYTEST_ARGS="-k name" narrows them

@@ -2,7 +2,7 @@
 
 usage: python experiments/collect.py RUN [--reference FILE]
 
-Reads RUN/PURIFIER/{blind,attack}/results.json and the seconds that each stage noted, and writes RUN/results.json
+Reads RUN/PURIFIER/{blind,attack,ladder}/results.json and the seconds that each stage noted, and writes RUN/results.json
 (DESIGN: schema 1) and RUN/report.md.
 """
 
@@ -22,7 +22,8 @@ def rows_of(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows of all attack runs, each once, and the runs they come from."""
     rows: list[dict[str, Any]] = []
     runs: list[dict[str, Any]] = []
-    for file in sorted(run.glob("*/blind/results.json")) + sorted(run.glob("*/attack/results.json")):
+    stages = ("blind", "attack", "ladder")
+    for file in [path for stage in stages for path in sorted(run.glob(f"*/{stage}/results.json"))]:
         content = json.loads(file.read_text())
         runs.append(content["run"])
         for row in content["rows"]:

@@ -10,6 +10,10 @@
 # VICTIM, the file of the frozen classifier, is to be set before. CLASSIFIER and CLASSIFIER_NAME name one to defend
 # instead of the one that the study trains.
 
+# On a CPU timm's plain attention trains a purifier 1.3 times faster than torch's fused one (231 against 175 images/s, forward
+# and backward of maep_deep_patch4_32 in bfloat16, batch 64, one thread); on a GPU the fused one is faster.
+export TIMM_FUSED_ATTN := $(if $(filter gpu,$(SCALE)),1,0)
+
 # $(call maep-run,VERB,CONFIG,FOLDER,STAGE,OPTIONS): runs a stage and notes how long it took.
 define maep-run
 @echo "[$(4)] $(1) --config $(2); logs and checkpoints in $(3)/$(4)"

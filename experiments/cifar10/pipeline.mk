@@ -1,5 +1,7 @@
 # CIFAR-10: `make reproduce-cifar10 SCALE=smoke|cpu|gpu`. MAEP with the winning options, and the paper's plain ViT beside
 # it (`plain`), on one frozen classifier. README.md in this folder says what each scale costs and found.
+# `make whitebox-cifar10` trains the white-box aware purifier (`aware`), and climbs the whole threat ladder with it and with
+# `maep`; SURROGATE and SURROGATE_NAME name the classifier of the transfer rung.
 include experiments/study.mk
 
 CIFAR10 := runs/cifar10-$(SCALE)
@@ -17,6 +19,8 @@ smoke.lora := --trainer.max_epochs 1
 smoke.plain.pretrain := $(PLAIN) --trainer.max_epochs 1
 smoke.plain.finetune := $(PAPER) --trainer.max_epochs 1
 smoke.plain.lora := $(PAPER) --model.init_args.mask_ratio 0 --trainer.max_epochs 1
+smoke.aware := --trainer.max_epochs 1 --model.init_args.attack.growth 0
+smoke.ladder_images := 20
 smoke.images := 100
 smoke.whitebox_images := 20
 
@@ -30,6 +34,8 @@ cpu.lora := --trainer.max_epochs 1 --data.init_args.train_limit 10000 --data.ini
 cpu.plain.pretrain := $(PLAIN) --trainer.max_epochs 1 --data.init_args.train_limit 20000
 cpu.plain.finetune := $(PAPER) --trainer.max_epochs 1 --data.init_args.train_limit 20000 --data.init_args.val_size 1000
 cpu.plain.lora := $(PAPER) --model.init_args.mask_ratio 0 --trainer.max_epochs 1 --data.init_args.train_limit 5000 --data.init_args.val_size 1000
+cpu.aware := --trainer.max_epochs 7
+cpu.ladder_images := 500
 cpu.images := 1000
 cpu.whitebox_images := 1000
 cpu.plain.whitebox_images := 200
@@ -45,6 +51,9 @@ gpu.plain.pretrain := --model.init_args.shape mae_vit_small_patch2_32 --model.in
   --trainer.max_epochs 200
 gpu.plain.finetune := $(PAPER) $(gpu.finetune)
 gpu.plain.lora := $(PAPER) --model.init_args.mask_ratio 0 $(gpu.lora)
+gpu.aware := --model.init_args.overrides '{width: 384, depth: 6, heads: 6, refine_width: 128, refine_depth: 8}' \
+  --model.init_args.attack '{steps: 7, step_size: 2/255}' --trainer.max_epochs 100
+gpu.ladder_images := 1000
 gpu.images := 10000
 gpu.whitebox_images := 10000
 
@@ -72,3 +81,23 @@ $(CIFAR10)/results.json: $(CIFAR10_RESULTS)
 .PHONY: reproduce-cifar10
 reproduce-cifar10: $(CIFAR10)/results.json
 	@echo "[cifar10] the report: $(CIFAR10)/report.md, the pictures: $(CIFAR10)/*/attack/report.png"
+
+$(CIFAR10)/aware/whitebox/purifier.safetensors: $(VICTIM)
+	$(call maep-run,fit,configs/cifar10/whitebox.yaml,$(CIFAR10)/aware,whitebox,$($(SCALE).overlays) \
+	  --config configs/scale/ema.yaml $(victim-options) $($(SCALE).aware) --ckpt_path last)
+
+SURROGATE_FILE := $(or $(SURROGATE),$(CIFAR10)/surrogate/classifier/classifier.safetensors)
+climb = $(call maep-attack,configs/cifar10/ladder.yaml,$(CIFAR10)/$(1),ladder,$<,\
+  --data.init_args.test_limit $($(SCALE).ladder_images) $(call named,$(1)) \
+  --trainer.callbacks.init_args.surrogate $(SURROGATE_FILE) \
+  $(if $(SURROGATE_NAME),--trainer.callbacks.init_args.surrogate_name $(SURROGATE_NAME)))
+
+$(eval $(call maep-classifier,configs/cifar10,$(CIFAR10)/surrogate,$($(SCALE).overlays) --seed_everything 1,$($(SCALE).classifier)))
+$(CIFAR10)/maep/ladder/results.json: $(CIFAR10)/maep/lora/purifier.safetensors $(SURROGATE_FILE)
+	$(call climb,maep)
+$(CIFAR10)/aware/ladder/results.json: $(CIFAR10)/aware/whitebox/purifier.safetensors $(SURROGATE_FILE)
+	$(call climb,aware)
+
+.PHONY: whitebox-cifar10
+whitebox-cifar10: $(CIFAR10)/maep/ladder/results.json $(CIFAR10)/aware/ladder/results.json
+	@echo "[cifar10] the reports: $(^:results.json=report.html)"

@@ -43,6 +43,41 @@ def test_verify__needs_nothing_but_the_folder(run, capsys):
     assert "verified" in captured.out
 
 
+@pytest.fixture(scope="module")
+def baseline(run):
+    """A run with a purifier that a text makes."""
+    folder = run / "baseline"
+    task = PurifierEvaluation(str(run / "classifier.safetensors"), "jpeg:75")
+    budget = {"apgd_steps": 2, "fab_steps": 1, "square_queries": 2, "targets": 1}
+    callback = AutoAttackCallback(threats=["none", "bpda"], chunk_size=6, sanity=0, **budget)
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(default_root_dir=folder, callbacks=[callback], **options)
+    trainer.test(task, datamodule=ImageDataModule("digits", test_limit=6), verbose=False)
+    return folder
+
+
+def test_verify__rebuilds_a_purifier_from_its_text(baseline, capsys):
+    main(["verify", str(baseline)])
+    assert "verified" in capsys.readouterr().out
+    assert "jpeg:75 before" in (baseline / "autoattack" / "report.md").read_text()
+
+
+@pytest.mark.faults
+def test_verify__another_value_of_the_text_is_another_purifier(baseline, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["verify", str(baseline), "--purifier", "jpeg:50"])
+    assert exit_.value.code == 1
+    assert "purifier_architecture: not what was evaluated" in capsys.readouterr().err
+
+
+@pytest.mark.faults
+def test_verify__mistyped_text_exits_with_2_and_a_hint(baseline, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["verify", str(baseline), "--purifier", "jpg:75"])
+    assert exit_.value.code == 2
+    assert "Did you mean jpeg?" in capsys.readouterr().err
+
+
 @pytest.mark.faults
 def test_verify__foreign_classifier_fails_with_its_name(run, capsys):
     with pytest.raises(SystemExit) as exit_:

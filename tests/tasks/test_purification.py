@@ -10,10 +10,12 @@ from maep_lightning.callbacks import ExportWeights
 from maep_lightning.data import ImageDataModule
 from maep_lightning.models.classifiers import create_classifier, save_classifier
 from maep_lightning.models.purifier import Purifier
+from maep_lightning.models.registry import load_purifier
 from maep_lightning.models.shapes import create_mae
 from maep_lightning.tasks import PurifierEvaluation, PurifierFinetuning
 from maep_lightning.tasks.base import Optimization
-from maep_lightning.tasks.purification import LoRA, PairAttack
+from maep_lightning.tasks.defence import LoRA
+from maep_lightning.tasks.purification import PairAttack
 
 SMALL = {
     "width": 16, "depth": 1, "heads": 2, "decoder_width": 16, "decoder_heads": 2, "refine_depth": 2, "refine_width": 8
@@ -120,6 +122,17 @@ def test_lora__moves_the_adapters_alone(classifier_file, purifier_file, tmp_path
     assert moved == {f"mae.decoder_blocks.0.attn.qkv.lora_{x}" for x in "AB"}
 
 
+def test_finetuning__trains_another_architecture_the_same_way(classifier_file, tmp_path):
+    disco = {"shape": "disco_small", "overrides": {"width": 4, "depth": 1, "mlp_width": 8, "mlp_depth": 1}}
+    task = PurifierFinetuning(classifier_file, **disco, attack=attack(steps=1))
+    run(task, tmp_path, callbacks=[ExportWeights("purifier.safetensors")])
+    images = torch.rand(2, 3, 32, 32)
+    exported = load_purifier(tmp_path / "purifier.safetensors")
+    torch.testing.assert_close(exported(images), task.purifier.eval()(images), atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="disco_small has not"):
+        PurifierFinetuning(classifier_file, **disco, lora=LoRA())
+
+
 def test_finetuning__weights_of_the_stage_before_are_where_it_starts(classifier_file, purifier_file):
     task = PurifierFinetuning(classifier_file, weights=purifier_file)
     expected = Purifier.from_pretrained(purifier_file).state_dict()
@@ -172,7 +185,7 @@ def test_evaluation__counts_clean_accuracy_with_and_without_the_purifier(classif
 
 
 def test_evaluation__says_what_is_missing(classifier_file):
-    with pytest.raises(ValueError, match="Give the file of a classifier"):
+    with pytest.raises(ValueError, match="Give a classifier"):
         PurifierEvaluation()
     with pytest.raises(ValueError, match="predict needs a purifier"):
         PurifierEvaluation(classifier_file).predict_step((torch.rand(1, 3, 32, 32),), 0)

@@ -1,9 +1,9 @@
 """Attacking through a purifier whose gradient is withheld, by taking it for the identity on the way back."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
+
+from maep_lightning.functional.straight_through import straight_through
 
 
 class StraightThrough(nn.Module):
@@ -37,15 +37,4 @@ class StraightThrough(nn.Module):
                 f"BPDA with the identity needs a purifier that keeps the shape; {tuple(images.shape)} became"
                 f" {tuple(purified.shape)}. Leave out the bpda threat."
             )
-        replaced: Tensor = _Replace.apply(images, purified)
-        return replaced
-
-
-class _Replace(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, purified: Tensor) -> Tensor:
-        return purified.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
+        return straight_through(images, purified)

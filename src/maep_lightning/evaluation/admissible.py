@@ -37,6 +37,8 @@ def reasons_against(results: Results) -> list[str]:
     else:
         names = {"S1": "zero or non-finite gradients", "S8": "not deterministic"}
         against += [text for id_, text in names.items() if results.sanity.check(id_).verdict in ("warn", "fail")]
+        if results.sanity.check("S2").verdict == "fail":
+            against.append("gradients that are not those of the function")
     return against
 
 

@@ -29,7 +29,7 @@ class Sources:
 
     Args:
         classifier: File of the classifier.
-        purifier: File of the purifier; None without one.
+        purifier: File of the purifier, or its text such as `jpeg:75`; None without one.
         surrogate: File of the surrogate classifier; None without one.
         classifier_name: What network the classifier's file holds, if it does not say it itself.
         surrogate_name: What network the surrogate's file holds, likewise.

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from timm.layers.patch_embed import PatchEmbed
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from maep_lightning.functional.losses import masked_patch_loss, normalize_patches
 from maep_lightning.functional.masking import random_masking
 from maep_lightning.functional.patches import patchify, sincos_position_table, unpatchify
-from maep_lightning.models.layers import Normalize, Refinement
+from maep_lightning.models.layers import DeepRefinement, Normalize, Refinement
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,11 @@ class MAEConfig:
         decoder_depth: Blocks of the decoder.
         decoder_heads: Attention heads of the decoder.
         residual: Whether the network predicts a correction of the visible patches instead of their pixels.
-        refine_depth: Convolutions of the refinement after unpatchify; 0 is the paper's plain ViT.
+        refine_depth: Layers of the refinement after unpatchify; 0 is the paper's plain ViT.
         refine_width: Channels of the refinement.
+        refine_kind: `convs`, a stack of convolutions, or `deep`, a residual network on two scales.
+        squash: Whether the output passes a sigmoid (of slope 1 at mid-grey) into [0, 1] instead of being cut there. A
+            cut has no gradient beyond the ends, where a network that learns under white-box attack soon arrives.
         mean: Per-channel mean of the input normalisation.
         std: Per-channel standard deviation of the input normalisation.
     """
@@ -46,6 +49,8 @@ class MAEConfig:
     residual: bool = True
     refine_depth: int = 0
     refine_width: int = 64
+    refine_kind: Literal["convs", "deep"] = "convs"
+    squash: bool = False
     mean: Sequence[float] = (0.5, 0.5, 0.5)
     std: Sequence[float] = (0.25, 0.25, 0.25)
 
@@ -59,7 +64,7 @@ class MAEOutput(NamedTuple):
     """What a forward pass of `MaskedAutoencoder` returns.
 
     Attributes:
-        images: The reconstruction in [0, 1] scale, `(B, 3, H, W)`, not clamped.
+        images: The reconstruction in [0, 1] scale, `(B, 3, H, W)`, not clamped; inside it where the network squashes.
         patches: The decoder's prediction of the pixels of every patch, in the normalised space, `(B, L, P)`.
         mask: `(B, L)`, 1 for removed patches.
     """
@@ -97,7 +102,8 @@ class MaskedAutoencoder(nn.Module):
         )
         self.decoder_norm = nn.LayerNorm(config.decoder_width)
         self.decoder_pred = nn.Linear(config.decoder_width, p * p * 3)
-        self.refinement = Refinement(config.refine_width, config.refine_depth) if config.refine_depth else None
+        kind = {"convs": Refinement, "deep": DeepRefinement}[config.refine_kind]
+        self.refinement = kind(config.refine_width, config.refine_depth) if config.refine_depth else None
         self._positions: dict[tuple[int, tuple[int, int], str], Tensor] = {}
         self._initialize()
 
@@ -189,7 +195,8 @@ class MaskedAutoencoder(nn.Module):
             hole = mask[:, :, None]
             seen = unpatchify(visible + patches * hole, p, grid) if mask_ratio else normalized
             image = image + self.refinement(torch.cat([image, seen], dim=1)).to(images.dtype)
-        return MAEOutput(self.normalize.inverse(image), patches, mask)
+        pixels = self.normalize.inverse(image)
+        return MAEOutput((4 * pixels - 2).sigmoid() if self.config.squash else pixels, patches, mask)
 
     def reconstruction_loss(self, images: Tensor, output: MAEOutput, norm_pix: bool = False) -> Tensor:
         """The MAE loss: mean squared error on the removed patches, in the normalised space.

@@ -1,8 +1,10 @@
-"""The purifier: images in, purified images out."""
+"""Purifiers: images in, purified images out. What they share, and the masked autoencoder among them."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 from maep_lightning.models.lora import merge_lora
@@ -12,32 +14,66 @@ from maep_lightning.models.weights import load_state, read_weights, write_weight
 ZOO = Path(__file__).parents[1] / "zoo"
 
 
-class Purifier(nn.Module):
-    """A masked autoencoder used as a defence: at mask ratio 0 it is deterministic and differentiable.
-
-    Args:
-        mae: The network, which it shares with whoever else holds it.
-    """
-
-    def __init__(self, mae: MaskedAutoencoder) -> None:
-        super().__init__()
-        self.mae = mae
+class ImagePurifier(nn.Module, ABC):
+    """Images in [0, 1] to images of the same shape in [0, 1]; a subclass says how in `purify`."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Purify images.
 
         Args:
-            images: `(B, 3, H, W)` in [0, 1]; H and W multiples of the patch size.
+            images: `(B, 3, H, W)` in [0, 1].
 
         Returns:
             The purified images, the same shape, in [0, 1].
 
         Raises:
-            ValueError: If the images do not have 3 channels or the patches do not divide them.
+            ValueError: If the images do not have 3 channels, or a size that this purifier cannot take.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"The purifier takes images (B, 3, H, W) in [0, 1], not a tensor {tuple(images.shape)}.")
-        return self.mae(images, mask_ratio=0.0).images.clamp(0, 1)  # type: ignore[no-any-return]
+        return self.purify(images)
+
+    @abstractmethod
+    def purify(self, images: Tensor) -> Tensor:
+        """The purified images of `(B, 3, H, W)`, the same shape, in [0, 1]."""
+
+
+class PretrainedPurifier(ImagePurifier):
+    """A purifier with weights, which travels as one safetensors file with its architecture in the header."""
+
+    architecture: ClassVar[str]
+    """How the header names it."""
+
+    @property
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """What holds the weights."""
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """What `from_config` rebuilds the architecture from; JSON types only."""
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """A freshly initialised purifier of the architecture that `config` returned."""
+
+    def purify(self, images: Tensor) -> Tensor:
+        """See `ImagePurifier.purify`."""
+        return self.restore(images).clamp(0, 1)
+
+    @abstractmethod
+    def restore(self, images: Tensor, mask_ratio: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+        """Purify with a part of the patches removed, as in training.
+
+        Args:
+            images: `(B, 3, H, W)` in [0, 1].
+            mask_ratio: Share of the patches that is removed, in [0, 1); 0 is deterministic.
+            generator: Source of the masks; the global one if None.
+
+        Returns:
+            `(B, 3, H, W)` on the [0, 1] scale, not clamped, which would take the gradient away from a loss.
+        """
 
     def save_pretrained(self, path: str | Path, provenance: dict[str, Any] | None = None) -> None:
         """Write architecture and weights into one safetensors file; LoRA adapters are merged.
@@ -46,9 +82,8 @@ class Purifier(nn.Module):
             path: The file.
             provenance: What made it (data, stages, seed, commit); JSON types only.
         """
-        merged = merge_lora(self.mae)
-        header = {"kind": "purifier", "config": self.mae.config.to_dict(), "provenance": provenance or {}}
-        write_weights(path, merged.state_dict(), header)
+        header = {"kind": "purifier", "architecture": self.architecture, "config": self.config()}
+        write_weights(path, merge_lora(self.network).state_dict(), header | {"provenance": provenance or {}})
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Self:
@@ -62,13 +97,89 @@ class Purifier(nn.Module):
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file is corrupt, or not a purifier.
+            ValueError: If the file is corrupt, or not a purifier of this architecture.
         """
-        shipped = ZOO / f"{path}.safetensors"
-        state, header = read_weights(shipped if shipped.is_file() and not Path(path).exists() else path)
-        if header.get("kind") != "purifier":
-            kind = header.get("kind", "file of bare weights")
-            raise ValueError(f"{path} is a {kind}, not a purifier; stages write purifier.safetensors.")
-        mae = MaskedAutoencoder(MAEConfig(**header["config"]))
-        load_state(mae, state, path)
-        return cls(mae).eval()
+        state, header = read_purifier(path)
+        if header["architecture"] != cls.architecture:
+            raise ValueError(
+                f"{path} is a purifier of architecture {header['architecture']}, not {cls.architecture};"
+                " maep_lightning.models.registry.load_purifier loads any."
+            )
+        return cls.rebuild(state, header["config"], path)
+
+    @classmethod
+    def rebuild(cls, state: dict[str, Tensor], config: dict[str, Any], source: str | Path) -> Self:
+        """A purifier from what `read_purifier` returned, in evaluation mode.
+
+        Args:
+            state: Tensors by name.
+            config: The architecture, as `config` returned it.
+            source: Where they came from, for the message.
+
+        Returns:
+            The purifier.
+
+        Raises:
+            ValueError: If weights and architecture do not fit.
+        """
+        purifier = cls.from_config(config)
+        load_state(purifier.network, state, source)
+        return purifier.eval()
+
+
+def read_purifier(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and header of a purifier's file.
+
+    Args:
+        path: The file, or the name of one that is shipped.
+
+    Returns:
+        The tensors by name, and the header with `architecture` and `config`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is corrupt, or not a purifier.
+    """
+    shipped = ZOO / f"{path}.safetensors"
+    state, header = read_weights(shipped if shipped.is_file() and not Path(path).exists() else path)
+    if header.get("kind") != "purifier":
+        kind = header.get("kind", "file of bare weights")
+        raise ValueError(f"{path} is a {kind}, not a purifier; stages write purifier.safetensors.")
+    # Files from before there was another architecture do not name theirs.
+    return state, {"architecture": Purifier.architecture} | header
+
+
+class Purifier(PretrainedPurifier):
+    """A masked autoencoder used as a defence: at mask ratio 0 it is deterministic and differentiable.
+
+    Args:
+        mae: The network, which it shares with whoever else holds it.
+    """
+
+    architecture = "mae"
+
+    def __init__(self, mae: MaskedAutoencoder) -> None:
+        super().__init__()
+        self.mae = mae
+
+    @property
+    def network(self) -> MaskedAutoencoder:
+        """The masked autoencoder."""
+        return self.mae
+
+    def config(self) -> dict[str, Any]:
+        """The fields of `MAEConfig`."""
+        return self.mae.config.to_dict()
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """A freshly initialised one from the fields of `MAEConfig`."""
+        return cls(MaskedAutoencoder(MAEConfig(**config)))
+
+    def restore(self, images: Tensor, mask_ratio: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+        """Reconstruct images from a random part of their patches; see `PretrainedPurifier.restore`.
+
+        Raises:
+            ValueError: If the patches do not divide the images.
+        """
+        return self.mae(images, mask_ratio, generator).images  # type: ignore[no-any-return]

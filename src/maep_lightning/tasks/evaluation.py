@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from maep_lightning.models.classifiers import load_classifier
-from maep_lightning.models.purifier import Purifier
+from maep_lightning.models.registry import load_purifier
 
 
 class PurifierEvaluation(LightningModule):
@@ -15,7 +15,8 @@ class PurifierEvaluation(LightningModule):
 
     Args:
         classifier: File of the frozen classifier; None where only images are purified.
-        purifier: File of the purifier; None judges the bare classifier.
+        purifier: File of the purifier, or a text such as `jpeg:75` (see `maep_lightning.models.registry`); None judges
+            the bare classifier.
         classifier_name: What network the classifier's file holds, if it does not say it itself.
         num_classes: Number of classes K, needed with `classifier_name`.
     """
@@ -30,13 +31,13 @@ class PurifierEvaluation(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         if classifier is None and purifier is None:
-            raise ValueError("Give the file of a classifier, of a purifier, or both: there is nothing to evaluate.")
+            raise ValueError("Give a classifier, a purifier, or both: there is nothing to evaluate.")
         self.classifier: nn.Module | None = None
         if classifier is not None:
             self.classifier = load_classifier(classifier, classifier_name, num_classes)
         self.purifier: nn.Module | None = None
         if purifier is not None:
-            self.purifier = Purifier.from_pretrained(purifier).requires_grad_(False)
+            self.purifier = load_purifier(purifier).requires_grad_(False)
         # Sums and counts, so that processes with batches of different size give the figure of one process.
         self.acc_clean, self.acc_purified = MeanMetric(), MeanMetric()
 
@@ -56,6 +57,8 @@ class PurifierEvaluation(LightningModule):
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Purify a batch of images `(B, 3, H, W)` in [0, 1]."""
         if self.purifier is None:
-            raise ValueError("lightning predict needs a purifier: give --model.init_args.purifier FILE.")
+            raise ValueError(
+                "lightning predict needs a purifier: give --model.init_args.purifier a file, or a text such as jpeg:75."
+            )
         purified: Tensor = self.purifier(batch[0])
         return purified

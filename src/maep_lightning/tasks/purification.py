@@ -1,23 +1,18 @@
 """Stages 2 and 3: purification fine-tuning on (attacked, clean) pairs, of the whole network or of LoRA adapters."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from maep_lightning.attacks.pgd import pgd
 from maep_lightning.attacks.threat import Epsilon, Norm, check_radius
 from maep_lightning.functional.augment import random_flip
 from maep_lightning.functional.losses import PixelLoss, pixel_distance
-from maep_lightning.models.classifiers import load_classifier
-from maep_lightning.models.lora import Target, inject_lora
-from maep_lightning.models.purifier import Purifier
-from maep_lightning.models.shapes import create_mae
-from maep_lightning.tasks.base import Optimization, Task
+from maep_lightning.tasks.base import Optimization
+from maep_lightning.tasks.defence import LoRA, PurifierTask
 
 
 @dataclass
@@ -41,22 +36,7 @@ class PairAttack:
     refresh: int = 1
 
 
-@dataclass
-class LoRA:
-    """Low-rank adaptation of the decoder; everything else is frozen.
-
-    Args:
-        rank: Rank of the update.
-        alpha: Scale of the update; it is divided by the rank.
-        targets: Layers of each block: `qkv`, `proj`, `mlp`.
-    """
-
-    rank: int = 8
-    alpha: float = 16.0
-    targets: Sequence[Target] = ("qkv", "proj", "mlp")
-
-
-class PurifierFinetuning(Task):
+class PurifierFinetuning(PurifierTask):
     """Teach a masked autoencoder to return the clean image of an attacked one.
 
     The loss is the distance between the purified attacked image and the clean one (MAEP's purification loss, l1), over
@@ -96,7 +76,9 @@ class PurifierFinetuning(Task):
         lora: LoRA | None = None,
         optimization: Optimization | None = None,
     ) -> None:
-        super().__init__(optimization)
+        super().__init__(
+            classifier, classifier_name, num_classes, weights, shape, overrides, lora=lora, optimization=optimization
+        )
         self.save_hyperparameters(ignore=["optimization", "attack", "lora"])
         self.attack = attack or PairAttack()
         check_radius(self.attack.eps, self.attack.norm)
@@ -104,35 +86,8 @@ class PurifierFinetuning(Task):
         self.loss_kind = loss
         self.consistency = consistency
         self.clean_fraction = clean_fraction
-        self.classifier = load_classifier(classifier, classifier_name, num_classes)
-        if weights is None:
-            self.purifier = Purifier(create_mae(shape, **(overrides or {})))
-        else:
-            self.purifier = Purifier.from_pretrained(weights).train()
-        if lora is not None:
-            self.purifier.requires_grad_(False)
-            inject_lora(self.purifier.mae.decoder_blocks, lora.rank, lora.alpha, lora.targets)
         self._pool: Tensor | None = None
         self._age: Tensor | None = None
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen surrogate out: it comes from its own file."""
-        for name in self.classifier.state_dict():
-            del checkpoint["state_dict"][f"classifier.{name}"]
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the surrogate of the file in."""
-        for name, value in self.classifier.state_dict().items():
-            checkpoint["state_dict"][f"classifier.{name}"] = value
-
-    def trained(self) -> nn.Module:
-        """The purifier."""
-        return self.purifier
-
-    def on_fit_start(self) -> None:
-        """Also keep the surrogate in evaluation mode, which Lightning does not promise."""
-        super().on_fit_start()
-        self.classifier.eval()
 
     def attacked(self, images: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Attack images `(B, 3, H, W)` in [0, 1] on the surrogate.
@@ -190,8 +145,8 @@ class PurifierFinetuning(Task):
         Returns:
             A scalar, on the [0, 1] pixel scale, and the purified images.
         """
-        output = self.purifier.mae(attacked, self.mask_ratio, generator)
-        return pixel_distance(output.images, clean, self.loss_kind).mean(), output.images
+        purified = self.purifier.restore(attacked, self.mask_ratio, generator)
+        return pixel_distance(purified, clean, self.loss_kind).mean(), purified
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step on (attacked, clean) pairs."""
@@ -225,7 +180,3 @@ class PurifierFinetuning(Task):
         for name, images in (("acc_purified", self.purifier(clean)), ("acc_blind_pgd", purified)):
             correct = (self.classifier(images).argmax(1) == labels).float()
             self.log_mean(f"val/{name}", correct.mean(), len(labels))
-
-    def export(self, path: Path, provenance: dict[str, Any]) -> None:
-        """Write the purifier, adapters merged."""
-        self.purifier.save_pretrained(path, provenance)

@@ -1,0 +1,145 @@
+import pytest
+import torch
+from torch import nn
+
+from maep_lightning.evaluation.fingerprint import of_architecture, of_weights
+from maep_lightning.models.mae import MaskedAutoencoder
+from maep_lightning.models.purifier import ZOO, PretrainedPurifier, Purifier
+from maep_lightning.models.registry import RECIPES, create_purifier, load_purifier
+from maep_lightning.models.shapes import create_mae
+from maep_lightning.models.weights import read_weights, write_weights
+
+TINY = {"width": 16, "depth": 1, "heads": 2, "decoder_width": 16, "decoder_heads": 2, "refine_width": 8}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("jpeg:75", "jpeg:50"),
+        ("bit-depth:4", "bit-depth:3"),
+        ("median:3", "median:5"),
+        ("gaussian:0.8", "gaussian:0.9"),
+        ("resize:28", "resize:27"),
+        ("noise:0.1", "noise:0.2"),
+        ("jpeg:75+median:3", "median:3+jpeg:75"),
+    ],
+)
+def test_load_purifier__every_value_changes_the_output_and_the_fingerprint(one, other):
+    images, outputs = torch.rand(1, 3, 32, 32), []
+    for spec in (one, other):
+        torch.manual_seed(0)
+        outputs.append(load_purifier(spec)(images))
+    assert not torch.equal(*outputs)
+    assert of_architecture(load_purifier(one)) != of_architecture(load_purifier(other))
+    assert of_architecture(load_purifier(one)) == of_architecture(load_purifier(one))
+
+
+def test_load_purifier__each_kind_of_baseline_has_a_fingerprint_of_its_own():
+    specs = [recipe.example for name, recipe in RECIPES.items() if name != "diffusion"]
+    prints = {(of_architecture(load_purifier(spec)), of_weights(load_purifier(spec))) for spec in specs}
+    assert len(prints) == len(specs)
+
+
+@pytest.mark.parametrize(("one", "other"), [("gaussian:0.5", "gaussian:sigma=1/2"), ("noise:8/255", "noise: 8/255")])
+def test_load_purifier__ways_to_write_the_same(one, other):
+    assert repr(load_purifier(one)) == repr(load_purifier(other))
+
+
+def test_load_purifier__joined_ones_are_applied_in_order():
+    name = next(ZOO.glob("*.safetensors")).stem
+    joined = load_purifier(f"noise:0.1 + {name}")
+    images = torch.rand(2, 3, 32, 32)
+    torch.manual_seed(0)
+    expected = (images + 0.1 * torch.randn_like(images)).clamp(0, 1)
+    torch.manual_seed(0)
+    assert torch.equal(joined(images), Purifier.from_pretrained(name)(expected))
+    assert not any(module.training for module in joined.modules())
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "message"),
+    [
+        ("jpg:75", ValueError, "Unknown purifier 'jpg:75'.*Did you mean jpeg"),
+        ("purifier", ValueError, "known are identity, jpeg, .*maep_conv.*and files of trained ones"),
+        ("jpeg", ValueError, "jpeg needs quality: jpeg takes quality, as in jpeg:75"),
+        ("jpeg:75,qualty=3", ValueError, "cannot use 'qualty=3': jpeg takes quality.*Did you mean quality"),
+        ("jpeg:75,quality=50", ValueError, "cannot use 'quality=50'"),
+        ("jpeg:75,50", ValueError, "cannot use '50'"),
+        ("jpeg:high", ValueError, "quality must be a whole number, not 'high'"),
+        ("gaussian:1/0", ValueError, "sigma must be a number"),
+        ("identity:3", ValueError, "identity takes no parameters"),
+        ("noise:0.1+", ValueError, "Unknown purifier ''"),
+        ("runs/none.safetensors", FileNotFoundError, "no weights file runs/none.safetensors"),
+        ("diffusion:runs/nowhere", (ValueError, FileNotFoundError), "runs/nowhere|diffusers"),
+    ],
+)
+def test_load_purifier__says_what_is_wrong_and_what_is_known(spec, error, message):
+    with pytest.raises(error, match=message):
+        load_purifier(spec)
+
+
+def test_load_purifier__files_of_any_architecture(tmp_path):
+    torch.manual_seed(0)
+    images = torch.rand(1, 3, 32, 32)
+    for number, made in enumerate((create_purifier("maep_conv_patch4_32", **TINY), create_purifier("disco_small"))):
+        made.save_pretrained(tmp_path / f"a+b-{number}")  # a name that would be two texts, were there no such file
+        path = tmp_path / f"{number}.safetensors"
+        (tmp_path / f"a+b-{number}").rename(path)
+        again = load_purifier(str(path))
+        assert type(again) is type(made)
+        assert torch.equal(again(images), made.eval()(images))
+        assert repr(load_purifier(f"median:3+{path}")[1]) == repr(again)
+
+
+def test_load_purifier__an_existing_file_comes_before_a_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    create_purifier("disco_small").save_pretrained("noise:0.1+x.safetensors")
+    assert isinstance(load_purifier("noise:0.1+x.safetensors"), PretrainedPurifier)
+
+
+def test_load_purifier__files_from_before_there_were_architectures(tmp_path):
+    path = tmp_path / "p.safetensors"
+    create_purifier("maep_conv_patch4_32", **TINY).save_pretrained(path)
+    state, header = read_weights(path)
+    assert header.pop("architecture") == "mae"
+    write_weights(path, state, header)
+    assert isinstance(load_purifier(path), Purifier)
+    write_weights(path, state, header | {"architecture": "unet"})
+    with pytest.raises(ValueError, match="unknown architecture 'unet'"):
+        load_purifier(path)
+
+
+def test_create_purifier__is_the_network_of_the_shape():
+    torch.manual_seed(0)
+    purifier = create_purifier("maep_conv_patch4_32", **TINY)
+    torch.manual_seed(0)
+    expected = create_mae("maep_conv_patch4_32", **TINY)
+    assert isinstance(purifier.network, MaskedAutoencoder)
+    assert purifier.training
+    for (name, one), other in zip(purifier.network.state_dict().items(), expected.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize(
+    ("shape", "overrides", "message"),
+    [
+        ("disco_bse", {}, "did you mean disco_base"),
+        ("mae_vit_tiny_patch4", {}, "did you mean mae_vit_tiny_patch4_32"),
+        ("disco_base", {"heads": 3}, r"Unknown architecture fields \['heads'\]; known are width, depth, mlp_width"),
+    ],
+)
+def test_create_purifier__suggests_what_is_near(shape, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        create_purifier(shape, **overrides)
+
+
+def test_restore__is_the_masked_reconstruction_before_the_clamp():
+    torch.manual_seed(0)
+    purifier = create_purifier("maep_conv_patch4_32", **TINY).eval()
+    for parameter in purifier.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    images = torch.rand(2, 3, 32, 32)
+    restored = purifier.restore(images, 0.5, torch.Generator().manual_seed(1))
+    assert torch.equal(restored, purifier.mae(images, 0.5, torch.Generator().manual_seed(1)).images)
+    assert restored.max() > 1
+    assert torch.equal(purifier(images), purifier.restore(images).clamp(0, 1))
