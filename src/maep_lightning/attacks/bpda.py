@@ -10,7 +10,8 @@ class StraightThrough(nn.Module):
     """A purifier whose output is exact and whose gradient is that of the identity (BPDA, Athalye et al. 2018).
 
     Args:
-        purifier: Images `(B, C, H, W)` in [0, 1] to images of the same shape.
+        purifier: Images `(B, C, H, W)` in [0, 1] to images of the same shape, or to V versions of each,
+            `(B, V, C, H, W)`, each of which then has the identity's gradient.
     """
 
     def __init__(self, purifier: nn.Module) -> None:
@@ -25,13 +26,15 @@ class StraightThrough(nn.Module):
             images: `(B, C, H, W)` in [0, 1].
 
         Returns:
-            The purified images, the same shape.
+            What the purifier returns.
 
         Raises:
             ValueError: If the purifier changes the shape, so that the identity is no approximation of it.
         """
         with torch.no_grad():
             purified: Tensor = self.purifier(images)
+        if purified.ndim == images.ndim + 1:
+            images = images[:, None].expand(-1, purified.shape[1], *images.shape[1:])
         if purified.shape != images.shape:
             raise ValueError(
                 f"BPDA with the identity needs a purifier that keeps the shape; {tuple(images.shape)} became"

@@ -32,6 +32,7 @@ def run(args: list[str]) -> None:
     from maep_lightning.evaluation.recheck import Sources, recheck
     from maep_lightning.models.classifiers import load_classifier
     from maep_lightning.models.registry import load_purifier
+    from maep_lightning.models.repeated import RepeatedPurifier
 
     try:
         sources = Sources.read(run_dir)
@@ -43,6 +44,8 @@ def run(args: list[str]) -> None:
         device = torch.device(options.device)
         classifier = load_classifier(str(sources.classifier), sources.classifier_name, sources.num_classes)
         purifier = None if sources.purifier is None else load_purifier(sources.purifier)
+        if purifier is not None and sources.repeats:
+            purifier = RepeatedPurifier(purifier, **sources.repeats)
         surrogate = None
         if sources.surrogate is not None:
             surrogate = load_classifier(sources.surrogate, sources.surrogate_name, sources.num_classes).to(device)

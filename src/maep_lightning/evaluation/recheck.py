@@ -30,6 +30,7 @@ class Sources:
     Args:
         classifier: File of the classifier.
         purifier: File of the purifier, or its text such as `jpeg:75`; None without one.
+        repeats: Options of `RepeatedPurifier` that were set; None for the purifier as it is.
         surrogate: File of the surrogate classifier; None without one.
         classifier_name: What network the classifier's file holds, if it does not say it itself.
         surrogate_name: What network the surrogate's file holds, likewise.
@@ -48,6 +49,7 @@ class Sources:
     dataset: str | None = None
     split: str = "test"
     root: str | None = None
+    repeats: dict[str, Any] | None = None
 
     def write(self, run_dir: Path) -> None:
         """Put them beside the ledger."""

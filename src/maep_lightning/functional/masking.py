@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def random_masking(
-    tokens: Tensor, mask_ratio: float, generator: torch.Generator | None = None
+    tokens: Tensor, mask_ratio: float, generator: torch.Generator | None = None, noise: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Keep a random subset of the tokens of each sample.
 
@@ -16,6 +16,7 @@ def random_masking(
         tokens: `(B, L, D)`.
         mask_ratio: Share of the tokens that is removed, in [0, 1); `int(L * (1 - mask_ratio))` are kept.
         generator: Source of the randomness, on the device of `tokens`; the global one if None.
+        noise: `(B, L)`; the tokens with the smallest values are kept. Drawn from `generator` if None.
 
     Returns:
         The kept tokens `(B, L_kept, D)` in shuffled order, the mask `(B, L)` with 0 for kept and 1 for removed, and
@@ -31,7 +32,8 @@ def random_masking(
     if mask_ratio == 0:
         ids = torch.arange(length, device=tokens.device).expand(b, length)
         return tokens, torch.zeros(b, length, device=tokens.device), ids
-    noise = torch.rand(b, length, device=tokens.device, generator=generator)
+    if noise is None:
+        noise = torch.rand(b, length, device=tokens.device, generator=generator)
     ids_shuffle = noise.argsort(dim=1)
     ids_restore = ids_shuffle.argsort(dim=1)
     x_kept = tokens.gather(1, ids_shuffle[:, :kept, None].expand(-1, -1, d))

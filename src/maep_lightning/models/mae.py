@@ -129,7 +129,11 @@ class MaskedAutoencoder(nn.Module):
         return self._positions[key]
 
     def forward_encoder(
-        self, images: Tensor, mask_ratio: float, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        mask_ratio: float,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Encode the visible patches.
 
@@ -137,13 +141,14 @@ class MaskedAutoencoder(nn.Module):
             images: Normalised, `(B, 3, H, W)`.
             mask_ratio: Share of the patches that is removed, in [0, 1).
             generator: Source of the masks; the global one if None.
+            noise: `(B, L)`; the patches with the smallest values are kept. Drawn from `generator` if None.
 
         Returns:
             The latent `(B, 1 + L_kept, D)`, the mask `(B, L)` and `ids_restore` `(B, L)`.
         """
         x = self.patch_embed(images)
         x = x + self.positions(self.config.width, self.grid(images), x.device)
-        x, mask, ids_restore = random_masking(x, mask_ratio, generator)
+        x, mask, ids_restore = random_masking(x, mask_ratio, generator, noise)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         for block in self.blocks:
             x = block(x)
@@ -172,20 +177,27 @@ class MaskedAutoencoder(nn.Module):
             x = block(x)
         return self.decoder_pred(self.decoder_norm(x))[:, 1:]  # type: ignore[no-any-return]
 
-    def forward(self, images: Tensor, mask_ratio: float = 0.0, generator: torch.Generator | None = None) -> MAEOutput:
+    def forward(
+        self,
+        images: Tensor,
+        mask_ratio: float = 0.0,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+    ) -> MAEOutput:
         """Reconstruct images from a random part of their patches.
 
         Args:
             images: `(B, 3, H, W)` in [0, 1].
             mask_ratio: Share of the patches that is removed, in [0, 1); 0 is deterministic.
             generator: Source of the masks; the global one if None.
+            noise: `(B, L)`; the patches with the smallest values are kept. Drawn from `generator` if None.
 
         Returns:
             The reconstruction, the predicted patches and the mask.
         """
         p, grid = self.config.patch_size, self.grid(images)
         normalized = self.normalize(images)
-        latent, mask, ids_restore = self.forward_encoder(normalized, mask_ratio, generator)
+        latent, mask, ids_restore = self.forward_encoder(normalized, mask_ratio, generator, noise)
         patches = self.forward_decoder(latent, ids_restore, grid).to(images.dtype)
         visible = patchify(normalized, p) * (1 - mask[:, :, None])
         if self.config.residual:

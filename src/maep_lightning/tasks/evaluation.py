@@ -7,7 +7,11 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from maep_lightning.models.classifiers import load_classifier
+from maep_lightning.models.defended import stages
 from maep_lightning.models.registry import load_purifier
+from maep_lightning.models.repeated import Aggregate, RepeatedPurifier
+
+_ONCE: dict[str, Any] = {"mask_ratio": 0.0, "masks": 1, "aggregate": "mean", "passes": 1}
 
 
 class PurifierEvaluation(LightningModule):
@@ -19,6 +23,11 @@ class PurifierEvaluation(LightningModule):
             the bare classifier.
         classifier_name: What network the classifier's file holds, if it does not say it itself.
         num_classes: Number of classes K, needed with `classifier_name`.
+        mask_ratio: Share of the patches that is removed at random at test time, in [0, 1); above 0 the purifier is
+            stochastic.
+        masks: Random masks for each image.
+        aggregate: What becomes of the purified images of several masks: `mean` or `vote`, see `RepeatedPurifier`.
+        passes: How often the purifier is applied, each time to what it returned before.
     """
 
     def __init__(
@@ -27,6 +36,10 @@ class PurifierEvaluation(LightningModule):
         purifier: str | None = None,
         classifier_name: str | None = None,
         num_classes: int | None = None,
+        mask_ratio: float = 0.0,
+        masks: int = 1,
+        aggregate: Aggregate = "mean",
+        passes: int = 1,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -38,6 +51,13 @@ class PurifierEvaluation(LightningModule):
         self.purifier: nn.Module | None = None
         if purifier is not None:
             self.purifier = load_purifier(purifier).requires_grad_(False)
+        repeats = {"mask_ratio": mask_ratio, "masks": masks, "aggregate": aggregate, "passes": passes}
+        self.repeats = {name: value for name, value in repeats.items() if value != _ONCE[name]}
+        """The options of `RepeatedPurifier` that are set; none for the purifier as it is."""
+        if self.repeats:
+            if self.purifier is None:
+                raise ValueError(f"{', '.join(self.repeats)} are options of a purifier, and there is none.")
+            self.purifier = RepeatedPurifier(self.purifier, **self.repeats)
         # Sums and counts, so that processes with batches of different size give the figure of one process.
         self.acc_clean, self.acc_purified = MeanMetric(), MeanMetric()
 
@@ -48,7 +68,8 @@ class PurifierEvaluation(LightningModule):
         images, labels = batch[0], batch[1]
         self._count("acc_clean", self.acc_clean, self.classifier(images), labels)
         if self.purifier is not None:
-            self._count("acc_purified", self.acc_purified, self.classifier(self.purifier(images)), labels)
+            purifier, classifier = stages(self.purifier, self.classifier)
+            self._count("acc_purified", self.acc_purified, classifier(purifier(images)), labels)
 
     def _count(self, name: str, metric: MeanMetric, logits: Tensor, labels: Tensor) -> None:
         metric.update((logits.argmax(1) == labels).double())
@@ -60,5 +81,7 @@ class PurifierEvaluation(LightningModule):
             raise ValueError(
                 "lightning predict needs a purifier: give --model.init_args.purifier a file, or a text such as jpeg:75."
             )
+        if self.repeats.get("aggregate") == "vote":
+            raise ValueError("A vote leaves no purified image: give --model.init_args.aggregate mean to write some.")
         purified: Tensor = self.purifier(batch[0])
         return purified
