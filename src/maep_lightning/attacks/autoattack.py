@@ -38,6 +38,7 @@ class AutoAttackSettings:
         fab_steps: Iterations of FAB; 100 as published.
         square_queries: Queries of Square; 5000 as published.
         targets: At most so many target classes; None as published (9; APGD-T in L1 5).
+        eot_draws: Draws of version `rand` over which a gradient is averaged; 20 as published.
 
     Raises:
         ValueError: If a value is out of range.
@@ -50,6 +51,7 @@ class AutoAttackSettings:
     fab_steps: int = PUBLISHED_STEPS
     square_queries: int = PUBLISHED_QUERIES
     targets: int | None = None
+    eot_draws: int = PUBLISHED_EOT
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", Epsilon(self.eps))
@@ -58,7 +60,7 @@ class AutoAttackSettings:
             raise ValueError(f"norm must be one of {', '.join(get_args(Norm))}, not {self.norm!r}.")
         if self.version not in get_args(Version):
             raise ValueError(f"version must be one of {', '.join(get_args(Version))}, not {self.version!r}.")
-        for name in ("apgd_steps", "fab_steps", "square_queries", "targets"):
+        for name in ("apgd_steps", "fab_steps", "square_queries", "targets", "eot_draws"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
@@ -83,9 +85,9 @@ class AutoAttackSettings:
     def reduced(self) -> bool:
         """Whether a budget is below the published one, so that the result is not AutoAttack's."""
         small = self.apgd_steps < PUBLISHED_STEPS or self.targets is not None
-        return small or (
-            self.version == "standard" and (self.fab_steps < PUBLISHED_STEPS or self.square_queries < PUBLISHED_QUERIES)
-        )
+        if self.version == "rand":
+            return small or self.eot_draws < PUBLISHED_EOT
+        return small or self.fab_steps < PUBLISHED_STEPS or self.square_queries < PUBLISHED_QUERIES
 
     def title(self, num_classes: int) -> str:
         """The name that reports print; a reduced run never carries AutoAttack's name alone."""
@@ -96,6 +98,8 @@ class AutoAttackSettings:
         budget = [f"APGD {self.apgd_steps} steps"]
         if self.version == "standard":
             budget += [f"FAB {self.fab_steps} steps", f"Square {self.square_queries} queries"]
+        else:
+            budget += [f"{self.eot_draws} draws"]
         if self.targets is not None:
             budget.append(f"{self.target_classes('apgd-t', num_classes)} targets")
         return f"reduced {names} ({', '.join(budget)})"
@@ -126,7 +130,7 @@ class AutoAttackSettings:
         staged = self.norm == "L1" and self.version == "standard"
         steps = self.apgd_steps + (3 if staged else 1)
         if component in ("apgd-ce", "apgd-dlr"):
-            runs = (5 if staged else 1) * (PUBLISHED_EOT if self.version == "rand" else 1) * steps
+            runs = (5 if staged else 1) * (self.eot_draws if self.version == "rand" else 1) * steps
             return runs, runs
         if component == "apgd-t":
             return targets * (steps + 1), targets * steps
@@ -163,6 +167,38 @@ def run_component(
         attack = _build(target, component, settings, num_classes, seed)
         adversarial = attack.perturb(images.contiguous().clone(), labels.clone())
     return adversarial.detach(), warnings
+
+
+def run_expectation(
+    target: Target, images: Tensor, labels: Tensor, component: Component, settings: AutoAttackSettings, seed: int
+) -> tuple[list[Tensor], list[str]]:
+    """Run one component of version `rand` on one batch, and hand over all that it came across.
+
+    `perturb` of pyautoattack decides by single draws which samples are attacked, which are broken, and which image is
+    the answer: https://github.com/fra31/auto-attack/pull/105. This runs the same iterations for every sample and leaves
+    the decision to whoever estimates the candidates with fresh draws.
+
+    Args:
+        target: What is attacked; enter `target.guarded()` first.
+        images: `(B, C, H, W)` in [0, 1], on the target's device.
+        labels: `(B,)`.
+        component: `apgd-ce` or `apgd-dlr`.
+        settings: Norm, radius and budgets; its version is `rand`.
+        seed: Of this batch and component.
+
+    Returns:
+        Candidates `(B, C, H, W)` each: the image of the highest loss, and the last one that a draw misclassified; and
+        pyautoattack's warnings.
+
+    Raises:
+        ValueError: If the images are not in [0, 1], or the labels are not classes of the target.
+    """
+    with isolated_rng(seed, images.device), torch.no_grad(), _captured_warnings() as warnings:
+        check_inputs(images, labels, num_classes := target.num_classes(images))
+        attack = _build(target, component, settings, num_classes, seed)
+        attack.init_hyperparam(images)
+        highest, _, _, misclassified = attack.attack_single_run(images.contiguous().clone(), labels.clone())
+    return [highest.detach(), misclassified.detach()], warnings
 
 
 def check_inputs(images: Tensor, labels: Tensor, num_classes: int) -> None:
@@ -206,6 +242,8 @@ def _build(target: Target, component: Component, settings: AutoAttackSettings, n
     suite.fab.n_iter = settings.fab_steps
     suite.fab.targeted = True
     suite.square.n_queries = settings.square_queries
+    if settings.version == "rand":
+        suite.apgd.eot_iter = settings.eot_draws
     suite.apgd.loss = "dlr" if component == "apgd-dlr" else "ce"
     return {"apgd-t": suite.apgd_targeted, "fab-t": suite.fab, "square": suite.square}.get(component, suite.apgd)
 

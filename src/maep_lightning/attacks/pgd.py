@@ -19,6 +19,7 @@ def pgd(
     norm: Norm = "Linf",
     random_start: bool = True,
     generator: torch.Generator | None = None,
+    draws: int = 1,
 ) -> Tensor:
     """Maximise the cross-entropy of a classifier inside a ball around each image (Madry et al. 2018).
 
@@ -28,10 +29,11 @@ def pgd(
         labels: `(B,)`.
         eps: Radius on the [0, 1] scale.
         step_size: Length of a step on the [0, 1] scale.
-        steps: Number of steps; each costs one forward and one backward pass.
+        steps: Number of steps; each costs one forward and one backward pass a draw.
         norm: `Linf` or `L2`.
         random_start: Whether to start from a random point of the ball instead of the image.
         generator: Source of the start, on the device of `images`; the global one if None.
+        draws: Calls of a stochastic model over which each gradient is averaged (EOT, Athalye et al. 2018).
 
     Returns:
         Adversarial images `(B, C, H, W)` in [0, 1], detached.
@@ -48,9 +50,11 @@ def pgd(
         delta = delta * eps if norm == "Linf" else _project_l2(delta, eps)
     for _ in range(steps):
         adversarial = (images + delta).clamp(0, 1).requires_grad_()
-        with torch.enable_grad():
-            loss = F.cross_entropy(model(adversarial).float(), labels, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, adversarial)
+        gradient = torch.zeros_like(images)
+        for _ in range(draws):
+            with torch.enable_grad():
+                loss = F.cross_entropy(model(adversarial).float(), labels, reduction="sum")
+                gradient += torch.autograd.grad(loss, adversarial)[0]
         delta = adversarial.detach() - images
         if norm == "Linf":
             delta = (delta + step_size * gradient.sign()).clamp(-eps, eps)

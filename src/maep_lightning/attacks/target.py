@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+RANDOM = 1e-4
+"""Relative difference of logits from which on it is no rounding."""
+
 
 @dataclass
 class GradientWatch:
@@ -49,13 +52,14 @@ class Target:
 
     Args:
         *stages: Networks in evaluation mode; the first takes images `(B, C, H, W)` in [0, 1], the last gives logits.
+        draws: Calls whose majority is the prediction; 1 for a chain that is deterministic.
 
     Raises:
         ValueError: If a stage is in training mode, wrapped for distributed training, not in float32, or on
             another device than the others.
     """
 
-    def __init__(self, *stages: nn.Module) -> None:
+    def __init__(self, *stages: nn.Module, draws: int = 1) -> None:
         if not stages:
             raise ValueError("A target needs at least one network.")
         for stage in stages:
@@ -64,6 +68,7 @@ class Target:
         if len(devices) > 1:
             raise ValueError(f"The networks lie on different devices ({', '.join(sorted(devices))}); move them to one.")
         self.stages = stages
+        self.draws = draws
         self.watch = GradientWatch()
         self._num_classes: int | None = None
 
@@ -103,6 +108,31 @@ class Target:
             )
         self._num_classes = hidden.shape[1]
         return hidden.float()
+
+    def purify(self, images: Tensor) -> Tensor:
+        """What the stages before the last make of images; of several versions of an image the first.
+
+        Args:
+            images: `(B, C, H, W)` in [0, 1].
+        """
+        with self.guarded(), torch.no_grad():
+            for stage in self.stages[:-1]:
+                images = stage(images)
+        return images[:, 0] if images.ndim == 5 else images
+
+    def is_random(self, images: Tensor) -> bool:
+        """Whether two calls with different random numbers give different logits, beyond rounding.
+
+        Args:
+            images: `(B, C, H, W)` in [0, 1]; some suffice.
+        """
+        logits = []
+        with self.guarded(), torch.no_grad():
+            for seed in (1, 2):
+                with isolated_rng(seed, images.device):
+                    logits.append(self(images))
+        scale = logits[0].abs().max().clamp(min=1e-6)
+        return bool((logits[0] - logits[1]).abs().max() > RANDOM * scale)
 
     def num_classes(self, images: Tensor) -> int:
         """K, from a forward pass of one of `images` `(B, C, H, W)` in [0, 1]."""
