@@ -18,6 +18,8 @@ def unit(**changes):
         "status": torch.tensor([0, 1], dtype=torch.uint8),
         "prediction": torch.tensor([1, 2]),
         "margin": torch.tensor([0.5, -0.25]),
+        "right": torch.tensor([1, 0], dtype=torch.int32),
+        "stored": torch.tensor([False, True]),
         "adversarial": torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(0)),
         "notes": {"warnings": ["w"], "splits": 1},
     }

@@ -33,9 +33,9 @@ class FixedCoins(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Apply the network to `(B, ...)`, one row after the other."""
         rows = []
-        for image in images.split(1):
+        for row in range(len(images)):
             with isolated_rng(self.seed, images.device):
-                rows.append(self.network(image))
+                rows.append(self.network(images[row : row + 1]))
         return torch.cat(rows)
 
 

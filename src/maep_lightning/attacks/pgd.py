@@ -8,6 +8,10 @@ from torch import Tensor
 
 from maep_lightning.attacks.threat import Norm, check_radius
 
+EOT_STEPS, EOT_STEP = 200, 0.007 / (8 / 255)
+"""Steps of PGD with expectation over draws, and the length of one as a fraction of the radius: Lee and Kim 2023,
+"Robust evaluation of diffusion-based adversarial purification" (0.007 at 8/255)."""
+
 
 def pgd(
     model: Callable[[Tensor], Tensor],

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,9 @@ class Target:
         if len(devices) > 1:
             raise ValueError(f"The networks lie on different devices ({', '.join(sorted(devices))}); move them to one.")
         self.stages = stages
+        # Listed once: walking through deep networks takes as long as small batches of images do.
+        self._modules = [module for stage in stages for module in stage.modules()]
+        self._parameters = list({id(p): p for stage in stages for p in stage.parameters()}.values())
         self.draws = draws
         self.watch = GradientWatch()
         self._num_classes: int | None = None
@@ -76,7 +80,7 @@ class Target:
     def device(self) -> torch.device:
         """Where the weights are; the CPU for a target without weights."""
         for stage in self.stages:
-            for tensor in (*stage.parameters(), *stage.buffers()):
+            for tensor in chain(stage.parameters(), stage.buffers()):
                 return tensor.device
         return torch.device("cpu")
 
@@ -151,10 +155,10 @@ class Target:
         Raises:
             ValueError: If a network was put into training mode since the target was made.
         """
-        parameters = {id(p): p for stage in self.stages for p in stage.parameters()}.values()
-        state = [(p, p.requires_grad, p.grad) for p in parameters]
-        for stage in self.stages:
-            _check_stage(stage)
+        if any(module.training for module in self._modules):
+            for stage in self.stages:
+                _check_stage(stage)
+        state = [(p, p.requires_grad, p.grad) for p in self._parameters]
         try:
             for parameter, _, _ in state:
                 parameter.requires_grad_(False)
@@ -166,7 +170,7 @@ class Target:
                 parameter.grad = gradient
 
     def _eager(self) -> AbstractContextManager[None]:
-        compiled = any(getattr(m, "_compiled_call_impl", None) is not None for s in self.stages for m in s.modules())
+        compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in self._modules)
         if compiled or any(hasattr(stage, "_orig_mod") for stage in self.stages):
             return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
         return nullcontext()

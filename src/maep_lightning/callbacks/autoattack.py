@@ -8,7 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
-from maep_lightning.attacks.autoattack import PUBLISHED_QUERIES, PUBLISHED_STEPS, Version
+from maep_lightning.attacks.autoattack import PUBLISHED_EOT, PUBLISHED_QUERIES, PUBLISHED_STEPS, Version
+from maep_lightning.attacks.pgd import EOT_STEPS
 from maep_lightning.attacks.threat import Epsilon, Norm
 from maep_lightning.evaluation.engine import evaluate
 from maep_lightning.evaluation.findings import SCORES
@@ -28,14 +29,15 @@ class AutoAttackCallback(Callback):
     - `clean/undefended/acc` and `clean/purified/acc`;
     - `robust/<threat>/<norm>_<eps>/acc` with `ci_low` and `ci_high` (Wilson, 95 %), for the threats asked for,
       `worst` (per-sample) and `undefended_whitebox` (the bare classifier);
+    - of a stochastic purifier beside `acc`, which is by majority, `mean_draw` and `any_of_m`;
     - for a threat with errors no accuracy but `bound_low` and `bound_high`;
     - in TensorBoard `sanity/<check>`: 1 for a pass, 0.5 for a warning, 0 for a fail of the sanity battery.
 
     Args:
         eps: Radius on the [0, 1] pixel scale, such as 8/255.
         norm: `Linf`, `L2` or `L1`.
-        threats: Some of `none`, `noise`, `transfer`, `blind`, `blind_worst`, `square`, `bpda` and `whitebox`; see
-            `maep_lightning.evaluation.plan.Plan`.
+        threats: Some of `none`, `noise`, `transfer`, `blind`, `blind_worst`, `square`, `bpda` and `whitebox`, and for
+            stochastic purifiers `eot` and `fixed_coins`; see `maep_lightning.evaluation.plan.Plan`.
         n: The first so many test images; all if None.
         chunk_size: Samples attacked together; part of the result.
         seed: Of all random draws.
@@ -44,6 +46,9 @@ class AutoAttackCallback(Callback):
         fab_steps: Iterations of FAB; below 100 likewise.
         square_queries: Queries of Square; below 5000 likewise.
         targets: At most so many target classes; as published if None.
+        eot_draws: Draws of a stochastic purifier over which a gradient is averaged; published 20.
+        eot_steps: Steps of PGD in the threat `eot`; published 200.
+        judge_draws: Draws whose majority is the verdict on an image, where the purifier is stochastic.
         run_dir: Folder of ledger and report; `autoattack` in the trainer's `default_root_dir` if None.
         cache_dir: Folder that keeps attacks on the bare classifier, so that the next purifier is judged blind at once.
         reference: JSON file of published rows to print beside the results.
@@ -72,6 +77,9 @@ class AutoAttackCallback(Callback):
         fab_steps: int = PUBLISHED_STEPS,
         square_queries: int = PUBLISHED_QUERIES,
         targets: int | None = None,
+        eot_draws: int = PUBLISHED_EOT,
+        eot_steps: int = EOT_STEPS,
+        judge_draws: int = 64,
         run_dir: str | None = None,
         cache_dir: str | None = None,
         reference: str | None = None,
@@ -95,6 +103,9 @@ class AutoAttackCallback(Callback):
             fab_steps=fab_steps,
             square_queries=square_queries,
             targets=targets,
+            eot_draws=eot_draws,
+            eot_steps=eot_steps,
+            judge_draws=judge_draws,
         )
         self.run_dir = run_dir
         self.cache_dir = cache_dir
@@ -207,6 +218,7 @@ def metrics(results: Results) -> dict[str, float]:
         low, high = row["ci95"]
         if row["complete"]:
             logged |= {f"{name}/acc": row["acc_robust"], f"{name}/ci_low": low, f"{name}/ci_high": high}
+            logged |= {f"{name}/{key}": row["readings"][key] for key in ("mean_draw", "any_of_m") if "readings" in row}
         else:
             logged |= {f"{name}/bound_low": low, f"{name}/bound_high": high}
     return logged

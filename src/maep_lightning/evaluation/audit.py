@@ -11,7 +11,10 @@ from maep_lightning.evaluation.fingerprint import of_tensors
 from maep_lightning.evaluation.ledger import Ledger, Status, write_atomically
 from maep_lightning.evaluation.rungs import Rung
 
-COLUMNS = ("index", "sample", "label", "rung", "attack", "status", "prediction", "margin", "stored", "seed", "chunk")
+COLUMNS = (
+    *("index", "sample", "label", "rung", "attack", "status", "prediction", "margin", "right", "draws"),
+    *("stored", "seed", "chunk"),
+)
 
 
 def write_audit(rungs: list[Rung], ledger: Ledger, images: Tensor, labels: Tensor, chunk_size: int, path: Path) -> None:
@@ -19,8 +22,8 @@ def write_audit(rungs: list[Rung], ledger: Ledger, images: Tensor, labels: Tenso
 
     Columns: `index`, the global number; `sample`, the start of the SHA-256 of the image; `label`; `rung` and `attack`;
     `status` (`ROBUST`, `BROKEN`, `CLEAN_WRONG`, `ERROR`), `prediction` and `margin` (logit of the label minus the
-    largest other) of the judge on the attacked image; `stored`, the row of the attacked image in `adversarial` of the
-    ledger's file, empty where none is stored; `seed` and `chunk` of the attack.
+    largest other) of the judge on the attacked image; `right` of its `draws` gave the label; `stored`, the row of the
+    attacked image in `adversarial` of the ledger's file, empty where none is stored; `seed` and `chunk` of the attack.
 
     Args:
         rungs: The rungs.
@@ -41,8 +44,7 @@ def write_audit(rungs: list[Rung], ledger: Ledger, images: Tensor, labels: Tenso
                 unit = ledger.read(rung.name, attack, chunk)
                 if unit is None:
                     continue
-                broken = unit.status == Status.BROKEN
-                places = (torch.cumsum(broken, 0) - 1).tolist()
+                places = (torch.cumsum(unit.stored, 0) - 1).tolist()
                 for row, index in enumerate(unit.indices.tolist()):
                     status = Status(int(unit.status[row]))
                     table.writerow(
@@ -55,7 +57,9 @@ def write_audit(rungs: list[Rung], ledger: Ledger, images: Tensor, labels: Tenso
                             status.name,
                             int(unit.prediction[row]),
                             f"{float(unit.margin[row]):.7g}",
-                            places[row] if status == Status.BROKEN else "",
+                            int(unit.right[row]),
+                            unit.draws,
+                            places[row] if unit.stored[row] else "",
                             unit.seed,
                             chunk,
                         )

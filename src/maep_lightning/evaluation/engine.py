@@ -11,17 +11,19 @@ from maep_lightning.attacks.target import Target, isolated_rng
 from maep_lightning.evaluation import fingerprint
 from maep_lightning.evaluation.cache import AttackCache, Made
 from maep_lightning.evaluation.findings import Case
+from maep_lightning.evaluation.ladder import fixed, ladder
 from maep_lightning.evaluation.ledger import Ledger, LedgerError, Status, Unit, empty_images
 from maep_lightning.evaluation.plan import Manifest, Plan
 from maep_lightning.evaluation.preflight import checked_data, pixels, preflight
 from maep_lightning.evaluation.preview import preview
 from maep_lightning.evaluation.progress import Progress, Timings
 from maep_lightning.evaluation.results import Results, Subject, collect
-from maep_lightning.evaluation.rungs import Batch, Candidates, Rung, ladder, unit_seed
+from maep_lightning.evaluation.rungs import Batch, Candidates, Rung, judge_seed, unit_seed
 from maep_lightning.evaluation.sanity import battery, read, write
-from maep_lightning.evaluation.summary import alive, merge
+from maep_lightning.evaluation.summary import alive, kept, standing
 from maep_lightning.evaluation.verify import confine, judge, suspects
 from maep_lightning.evaluation.workers import Workers, find_workers
+from maep_lightning.models.defended import stages
 
 
 def evaluate(
@@ -75,11 +77,11 @@ def evaluate(
     run_dir, workers = Path(run_dir), workers or find_workers()
     started = time.monotonic()
     images, labels = checked_data(images, labels, plan.n)
-    bare, defended = Target(classifier), None if purifier is None else Target(purifier, classifier)
+    bare, defended = Target(classifier), None if purifier is None else Target(*stages(purifier, classifier))
     device = torch.device(device) if device is not None else bare.device
     surrogate = surrogate if "transfer" in plan.threats else None
     other = None if surrogate is None else Target(surrogate)
-    preflight(bare, defended, other, images, labels, plan, device)
+    stochastic = preflight(bare, defended, other, images, labels, plan, device)
     manifest = Manifest.bind(
         plan,
         classifier,
@@ -89,7 +91,11 @@ def evaluate(
         bare.num_classes(pixels(images[:1], device)),
         device.type,
         surrogate,
+        stochastic,
     )
+    for target, name in ((bare, "classifier"), (defended, "whole")):
+        if target is not None:
+            target.draws = manifest.values[f"{name}_draws"]
     ledger = Ledger(run_dir / "ledger")
     rungs = ladder(plan, manifest, bare, defended, ledger, other)
     manifest.pin(run_dir)
@@ -108,7 +114,10 @@ def evaluate(
     results = collect(plan, manifest, rungs, ledger, run_dir, subject or Subject(), time.monotonic() - started)
     if sanity > 0:
         sample = pixels(images[:sanity], device), labels[:sanity].to(device)
-        case = Case(bare, defended, *sample, plan, results.outcomes)
+        random = defended if defended is not None and defended.draws > 1 else None
+        case = Case(
+            bare, defended if random is None else fixed(random, plan, bare), *sample, plan, results.outcomes, random
+        )
         if workers.rank == 0 and read(manifest, results.ledger_hash, run_dir, len(sample[1]), strict) is None:
             bar.say(f"sanity battery on {len(sample[1])} images")
             write(battery(case, strict), manifest, results.ledger_hash, run_dir)
@@ -122,7 +131,8 @@ def evaluate(
         from maep_lightning.evaluation.report import write_report
 
         results.write(run_dir / "results.json")
-        write_report(results, rungs, ledger, images, labels, run_dir, reference)
+        with isolated_rng(plan.seed, device):
+            write_report(results, rungs, ledger, images, labels, run_dir, reference)
         bar.say(f"report: {run_dir / 'report.md'}")
     workers.join()
     return results
@@ -178,23 +188,19 @@ class _Engine:
 
         What follows from a unit that is made anew is made anew: a unit that ended in an exception is tried again.
         """
-        baseline = None
-        if rung.baseline is not None:
-            clean = self.ledger.read(rung.baseline, "clean", chunk.chunk)
-            assert clean is not None
-            baseline = clean.status
+        clean = None if rung.baseline is None else self.ledger.read(rung.baseline, "clean", chunk.chunk)
         made = False
         units: list[Unit | None] = []
         for attack in rung.attacks:
             if stale or made:
                 self.ledger.drop(rung.name, attack, chunk.chunk)
-            rows = alive(rung, baseline, merge(rung, baseline, units, chunk.indices)).nonzero().squeeze(1)
+            rows = alive(rung, clean, standing(rung, clean, units, chunk.indices)).nonzero().squeeze(1)
             if len(rows) == 0:
                 continue
             unit = self._recall(rung, attack, chunk, data, rows)
             if unit is None:
                 self.bar.at(rung.name, attack, chunk.chunk, len(rows), len(chunk))
-                unit = self._make(rung, attack, chunk, data, rows, baseline)
+                unit = self._make(rung, attack, chunk, data, rows, clean)
                 made = True
             units.append(unit)
         return made
@@ -220,7 +226,7 @@ class _Engine:
             raise LedgerError(f"{self.ledger.root / unit.path} does not follow from the files before it.")
         return unit
 
-    def _make(self, rung: Rung, attack: str, chunk: Batch, data: str, rows: Tensor, baseline: Tensor | None) -> Unit:
+    def _make(self, rung: Rung, attack: str, chunk: Batch, data: str, rows: Tensor, clean: Unit | None) -> Unit:
         seed = unit_seed(self.plan.seed, rung.name, attack, chunk.chunk)
         whole = replace(chunk, seed=seed)
         batch = whole.part(rows)
@@ -230,7 +236,8 @@ class _Engine:
         error = None
         status = torch.full((len(batch),), int(Status.ERROR), dtype=torch.uint8)
         prediction = torch.full((len(batch),), -1, dtype=torch.int64)
-        margin = torch.zeros(len(batch))
+        margin, right = torch.zeros(len(batch)), torch.zeros(len(batch), dtype=torch.int32)
+        stored = torch.zeros(len(batch), dtype=torch.bool)
         adversarial = empty_images(batch.images)
         notes: dict[str, object] = {}
         try:
@@ -242,26 +249,27 @@ class _Engine:
                 found, unreliable = made.images[rows], made.unreliable[rows]
             found, unreliable = found.to(self.device), unreliable.to(self.device)
             images, inside = confine(found, batch.images, self.plan.norm, float(self.plan.eps))
-            with isolated_rng(seed, self.device):
+            with isolated_rng(judge_seed(seed), self.device):
                 verdict = judge(rung.judge, images, batch.labels)
             trusted = inside & verdict.finite
             wrong = trusted & (verdict.prediction != batch.labels)
             was_wrong = torch.ones_like(wrong)
-            if baseline is not None:
-                was_wrong = (baseline[rows] != Status.ROBUST).to(self.device)
+            if clean is not None:
+                was_wrong = (clean.status[rows] != Status.ROBUST).to(self.device)
             status[:] = int(Status.ROBUST)
             status[(~trusted | (unreliable & ~wrong)).cpu()] = int(Status.ERROR)
             status[wrong.cpu()] = int(Status.BROKEN)
             status[(wrong & was_wrong).cpu()] = int(Status.CLEAN_WRONG)
-            prediction, margin = verdict.prediction.cpu(), verdict.margin.cpu()
-            adversarial = images[(wrong & ~was_wrong)].cpu()
+            prediction, margin, right = verdict.prediction.cpu(), verdict.margin.cpu(), verdict.right.cpu()
+            stored = kept(rung, status, right)
+            adversarial = images[stored.to(self.device)].cpu()
             notes = made.notes
         except Exception as problem:
             error = f"{type(problem).__name__}: {problem}".splitlines()[0]
             self.bar.say(f"chunk {chunk.chunk + 1}, {rung.name} {attack}: {error}")
         unit = Unit(
             rung.name, attack, chunk.chunk, rung.context_hash, data, seed,
-            batch.indices, status, prediction, margin, adversarial, error, notes,
+            batch.indices, status, prediction, margin, right, stored, adversarial, rung.judge.draws, error, notes,
         )  # fmt: skip
         self.ledger.write(unit)
         if self.cache is not None and rung.cached:

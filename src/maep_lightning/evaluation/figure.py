@@ -8,13 +8,13 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from maep_lightning.attacks.target import Target
-from maep_lightning.evaluation.ledger import Ledger, Status
+from maep_lightning.evaluation.ledger import Ledger
 from maep_lightning.evaluation.results import Results
 from maep_lightning.evaluation.rungs import CLEAN, UNDEFENDED_ATTACKED, Rung
 from maep_lightning.evaluation.verify import judge
 
 COLUMNS = 8
-SHOWN = ("blind", "whitebox", "blind_worst", "bpda", "square", "transfer", "noise")
+SHOWN = ("blind", "whitebox", "eot", "blind_worst", "bpda", "square", "transfer", "noise")
 """Threats in the order in which they get a place; there is one for `MOST_THREATS`."""
 MOST_THREATS = 3
 WIDE, HIGH = 1.25, 1.5
@@ -61,7 +61,7 @@ def draw(results: Results, rungs: list[Rung], ledger: Ledger, images: Tensor, la
             )
         )
         if defended is not None:
-            purified = _purify(defended, attacked)
+            purified = defended.purify(attacked)
             error = (purified - clean).abs().mul(10).clamp(0, 1)
             rows.append((f"{threat}\npurified", purified, _names(bare, purified, labels, results)))
             rows.append((f"{threat}\nerror x10", error, [""] * count))
@@ -102,17 +102,10 @@ def _attacked(rung: Rung, ledger: Ledger, clean: Tensor, chunk_size: int) -> tup
             unit = ledger.read(rung.name, attack, chunk)
             if unit is None:
                 continue
-            for index, image in zip(unit.indices[unit.status == Status.BROKEN].tolist(), unit.adversarial, strict=True):
+            for index, image in unit.breaking():
                 if index < len(clean):
                     attacked[index], found[index] = image.to(clean.device), True
     return attacked, found
-
-
-def _purify(defended: Target, images: Tensor) -> Tensor:
-    with defended.guarded(), torch.no_grad():
-        for stage in defended.stages[:-1]:
-            images = stage(images)
-    return images
 
 
 def _names(bare: Target, images: Tensor, labels: Tensor, results: Results) -> list[str]:

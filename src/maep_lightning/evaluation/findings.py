@@ -103,11 +103,13 @@ class Case:
 
     Attributes:
         bare: The classifier.
-        defended: The purifier before the classifier; None for no purifier.
+        defended: The purifier before the classifier, with its coins fixed if it is stochastic: gradients are those of
+            a function then; None for no purifier.
         images: `(m, C, H, W)` float32 in [0, 1] on the device, the first of the evaluation.
         labels: `(m,)`.
         plan: The plan.
         outcomes: What the evaluation found of all samples, by rung.
+        random: The same with its coins, if it is stochastic; else None.
         memory: Attacks that several probes need, made once.
     """
 
@@ -117,6 +119,7 @@ class Case:
     labels: Tensor
     plan: Plan
     outcomes: dict[str, Outcome]
+    random: Target | None = None
     memory: dict[Any, Tensor] = field(default_factory=dict, compare=False)
 
     @property
@@ -127,7 +130,8 @@ class Case:
     @property
     def differentiated(self) -> bool:
         """Whether a figure rests on gradients through the whole."""
-        return "whitebox" in self.plan.threats or (self.defended is None and self.plan.threats != ("none",))
+        through = {"whitebox", "eot", "fixed_coins"} & set(self.plan.threats)
+        return bool(through) or (self.defended is None and self.plan.threats != ("none",))
 
     @property
     def severity(self) -> Verdict:
@@ -136,7 +140,8 @@ class Case:
 
     def first(self, count: int) -> "Case":
         """The same with fewer images."""
-        return Case(self.bare, self.defended, self.images[:count], self.labels[:count], self.plan, self.outcomes)
+        images, labels = self.images[:count], self.labels[:count]
+        return Case(self.bare, self.defended, images, labels, self.plan, self.outcomes, self.random)
 
 
 Probe = Callable[[Case], Finding]

@@ -48,7 +48,7 @@ def exhibits(results: Results, rungs: list[Rung], ledger: Ledger, images: Tensor
         note = "The attack on the bare classifier succeeds, and the purifier undoes it."
         shown += _exhibit("Saved from the blind attacker", note, chosen, by_name[UNDEFENDED_ATTACKED], defended,
                           results, ledger, images, labels)  # fmt: skip
-    order = ("whitebox", "bpda", "square", "blind_worst", "transfer", "noise")
+    order = ("whitebox", "eot", "fixed_coins", "bpda", "square", "blind_worst", "transfer", "noise")
     name = next((name for name in order if name in by_name and results.outcomes[name].count(Status.BROKEN)), None)
     if defended is None:
         name = UNDEFENDED_ATTACKED if UNDEFENDED_ATTACKED in by_name else None
@@ -83,8 +83,7 @@ def _exhibit(
             unit = ledger.read(rung.name, attack, chunk)
             if unit is None:
                 continue
-            broken = unit.indices[unit.status == Status.BROKEN].tolist()
-            for index, image in zip(broken, unit.adversarial, strict=True):
+            for index, image in unit.breaking():
                 if index in wanted:
                     attacked[wanted[index]] = image.to(device)
     truth = labels[chosen].to(device)
@@ -95,10 +94,7 @@ def _exhibit(
     ]
     blank = [""] * len(chosen)
     if defended is not None:
-        purified = attacked
-        with defended.guarded(), torch.no_grad():
-            for stage in defended.stages[:-1]:
-                purified = stage(purified)
+        purified = defended.purify(attacked)
         rows.append(("purified", purified, _texts(defended, attacked, truth, results)))
         if purified.shape == clean.shape:
             rows.append(("error x10", ((purified - clean).abs() * 10).clamp(0, 1), blank))

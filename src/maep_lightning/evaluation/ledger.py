@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from pathlib import Path
@@ -99,19 +100,26 @@ class Unit(Record):
         indices: `(k,)` int64, the global numbers of the samples attacked.
         status: `(k,)` uint8, a `Status` each.
         prediction: `(k,)` int64, of the judge on the attacked image.
-        margin: `(k,)` float32, logit of the label minus the largest other.
-        adversarial: `(m, C, H, W)` float32 in [0, 1], of the samples whose status is BROKEN, in their order.
+        margin: `(k,)` float32, logit of the label minus the largest other (of several draws, see `Verdict`).
+        right: `(k,)` int32, draws of the judge that gave the label.
+        stored: `(k,)` bool, whether the attacked image is on file: where it breaks the sample, and where it is on a
+            stochastic judge that at least one draw misclassifies.
+        adversarial: `(m, C, H, W)` float32 in [0, 1], the attacked images of these, in their order.
+        draws: Of the judge for each image.
         error: Text of an exception that ended the attack, or None.
         notes: Counts and warnings of the attack.
     """
 
-    TENSORS = ("indices", "status", "prediction", "margin", "adversarial")
+    TENSORS = ("indices", "status", "prediction", "margin", "right", "stored", "adversarial")
 
     indices: Tensor
     status: Tensor
     prediction: Tensor
     margin: Tensor
+    right: Tensor
+    stored: Tensor
     adversarial: Tensor
+    draws: int = 1
     error: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
@@ -119,6 +127,12 @@ class Unit(Record):
     def path(self) -> Path:
         """Where in the ledger it lies."""
         return unit_path(self.rung, self.attack, self.chunk)
+
+    def breaking(self) -> Iterator[tuple[int, Tensor]]:
+        """Global numbers and attacked images `(C, H, W)` of the samples that are broken."""
+        for row, image in zip(self.stored.nonzero().squeeze(1).tolist(), self.adversarial, strict=True):
+            if self.status[row] == Status.BROKEN:
+                yield int(self.indices[row]), image
 
 
 def unit_path(rung: str, attack: str, chunk: int) -> Path:

@@ -39,6 +39,8 @@ svg text{fill:var(--ink);font:13px system-ui,sans-serif}svg text.soft{fill:var(-
 code{font-size:.85em;overflow-wrap:anywhere}
 """
 
+READINGS = ("mean_draw", "majority", "any_of_m")
+
 
 def write_page(
     results: Results,
@@ -48,6 +50,7 @@ def write_page(
     labels: Tensor,
     honesty: str,
     knows: dict[str, str],
+    reading: str,
     path: Path,
 ) -> None:
     """Write `report.html`.
@@ -60,6 +63,7 @@ def write_page(
         labels: `(N,)`.
         honesty: The paragraph that goes on top.
         knows: What the attacker knows, by threat.
+        reading: How the accuracies of a stochastic defence are to be read; `{draws}` stands for their number.
         path: The file.
     """
     subject, values = results.subject, results.manifest.values
@@ -72,6 +76,7 @@ def write_page(
         '<p class="soft">Accuracy under each threat model on the same images; whiskers are Wilson 95 % intervals.</p>',
         f'<div class="scroll">{staircase(results)}</div>',
         _knows(results, knows),
+        *_readings(results, reading),
         *_retention(results),
         "<h2>Class by class</h2>",
         _classes(results, labels),
@@ -148,6 +153,20 @@ def _retention(results: Results) -> list[str]:
         return []
     note = "Accuracy over the clean accuracy of the undefended classifier: what of it the purifier keeps."
     return ["<h2>Retention</h2>", f'<p class="soft">{note}</p>', _table(["threat model", "retention"], rows, right=1)]
+
+
+def _readings(results: Results, reading: str) -> list[str]:
+    rows = [row for row in results.rows if "readings" in row]
+    if not rows:
+        return []
+    draws = rows[0]["readings"]["draws"]
+    cells = [
+        [row["threat"].replace("none", "clean"), *(f"{100 * row['readings'][name]:.1f} %" for name in READINGS)]
+        for row in rows
+    ]
+    head = ["threat model", "mean of a draw", f"majority of {draws}", f"any of {draws}"]
+    note = f'<p class="soft">{escape(reading.format(draws=draws))}</p>'
+    return ["<h2>A stochastic defence, read three ways</h2>", note, _table(head, cells, right=1)]
 
 
 def _classes(results: Results, labels: Tensor) -> str:

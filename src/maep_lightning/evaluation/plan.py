@@ -7,14 +7,17 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from maep_lightning.attacks.autoattack import AutoAttackSettings, Version
+from maep_lightning.attacks.autoattack import PUBLISHED_EOT, AutoAttackSettings, Version
+from maep_lightning.attacks.pgd import EOT_STEPS
 from maep_lightning.attacks.threat import Epsilon, Norm
 from maep_lightning.evaluation import fingerprint
 from maep_lightning.evaluation.ledger import write_atomically
 
-Threat = Literal["none", "noise", "transfer", "blind", "blind_worst", "square", "bpda", "whitebox"]
+Threat = Literal[
+    "none", "noise", "transfer", "blind", "blind_worst", "square", "bpda", "whitebox", "eot", "fixed_coins"
+]
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 class PlanChangedError(ValueError):
@@ -32,7 +35,8 @@ class Plan:
             has a surrogate classifier only); `blind` (the attacker knows the classifier, not the purifier, and runs
             AutoAttack); `blind_worst` (the same, and per sample the worst of FGSM, BIM, MI-FGSM and PGD);
             `square` (the attacker sees logits); `bpda` (the attacker takes the purifier's gradient for the identity);
-            `whitebox` (the attacker differentiates through both).
+            `whitebox` (the attacker differentiates through both); for stochastic purifiers `eot` (the same, averaging
+            gradients over draws) and `fixed_coins` (the attacker knows the draws, which are fixed).
         n: The first so many samples; None for all.
         chunk_size: Samples attacked together. Part of the result: random starts are drawn by the row in the chunk.
         seed: Of all random draws.
@@ -41,6 +45,9 @@ class Plan:
         fab_steps: Iterations of FAB; published 100.
         square_queries: Queries of Square; published 5000.
         targets: At most so many target classes; None as published.
+        eot_draws: Draws over which a gradient is averaged in `eot`, `bpda` and version `rand`; published 20.
+        eot_steps: Steps of PGD in `eot`; published 200.
+        judge_draws: Draws whose majority is the verdict on an image, where the system is stochastic.
 
     Raises:
         ValueError: If a value is out of range, or a threat unknown.
@@ -57,6 +64,9 @@ class Plan:
     fab_steps: int = 100
     square_queries: int = 5000
     targets: int | None = None
+    eot_draws: int = PUBLISHED_EOT
+    eot_steps: int = EOT_STEPS
+    judge_draws: int = 64
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", Epsilon(self.eps))
@@ -67,7 +77,7 @@ class Plan:
             raise ValueError(f"threats must be some of {', '.join(get_args(Threat))}; given: {given}.")
         if self.norm == "L1" and (simple := [name for name in ("transfer", "blind_worst") if name in self.threats]):
             raise ValueError(f"{' and '.join(simple)} are measured in Linf and L2 only; leave them out for L1.")
-        for name in ("n", "chunk_size"):
+        for name in ("n", "chunk_size", "eot_steps", "judge_draws"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
@@ -106,6 +116,7 @@ class Manifest:
         num_classes: int,
         device: str,
         surrogate: nn.Module | None = None,
+        stochastic: tuple[str, ...] = (),
     ) -> "Manifest":
         """Fix a plan to what it is about.
 
@@ -118,6 +129,7 @@ class Manifest:
             num_classes: K.
             device: Kind of device (`cpu`, `cuda`), since floating point differs between them.
             surrogate: The classifier that the transfer rung attacks, if that is asked for.
+            stochastic: Which are, of `classifier` and `whole`.
         """
         values = asdict(plan) | {
             "schema": SCHEMA,
@@ -129,6 +141,8 @@ class Manifest:
             "num_classes": num_classes,
             "precision": "float32",
             "device": device,
+            "classifier_draws": plan.judge_draws if "classifier" in stochastic else 1,
+            "whole_draws": plan.judge_draws if "whole" in stochastic else 1,
             "classifier_weights": fingerprint.of_weights(classifier),
             "classifier_architecture": fingerprint.of_architecture(classifier),
             "purifier_weights": fingerprint.of_weights(purifier),

@@ -1,5 +1,7 @@
 """What is looked at before the first attack, so that nothing spoils all of them."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -42,18 +44,37 @@ def preflight(
     labels: Tensor,
     plan: Plan,
     device: torch.device,
-) -> None:
-    """Find out before the first attack what would spoil all of them."""
+) -> tuple[str, ...]:
+    """Find out before the first attack what would spoil all of them, and which systems are stochastic.
+
+    Args:
+        bare: The classifier.
+        defended: The purifier before the classifier; None for no purifier.
+        surrogate: The surrogate classifier; None for none.
+        images: The evaluated images, `(N, C, H, W)`.
+        labels: `(N,)`.
+        plan: The plan.
+        device: Where to compute.
+
+    Returns:
+        Of `classifier` and `whole` those whose logits change with the random numbers.
+
+    Raises:
+        ValueError: If something cannot be evaluated as it is.
+    """
     named = {"The classifier": bare, "The purifier": defended, "The surrogate": surrogate}
     targets = {name: target for name, target in named.items() if target is not None}
     for name, target in targets.items():
         if target.device != device:
             raise ValueError(f"{name} is on {target.device}, but the evaluation on {device}; move it with .to(...).")
-    if set(plan.threats) - {"none", "noise"}:
+    if set(plan.threats) - {"none", "noise", "eot"}:
         plan.settings.check_image_size(*images.shape[-2:])
-    differentiated = [bare] if {"blind", "blind_worst", "bpda", "whitebox"} & set(plan.threats) else []
+    if "fixed_coins" in plan.threats:
+        replace(plan.settings, version="standard").check_image_size(*images.shape[-2:])
+    exact = {"whitebox", "eot", "fixed_coins"} & set(plan.threats)
+    differentiated = [bare] if exact or {"blind", "blind_worst", "bpda"} & set(plan.threats) else []
     differentiated += [surrogate] if surrogate is not None else []
-    differentiated += [defended] if defended is not None and "whitebox" in plan.threats else []
+    differentiated += [defended] if defended is not None and exact else []
     first = pixels(images[:1], device)
     for target in targets.values():
         with target.guarded(), isolated_rng(plan.seed, device):
@@ -69,3 +90,6 @@ def preflight(
                     f"No gradient flows through {through}: a gradient attack would find nothing, and that is no"
                     " robustness. Look for detach(), no_grad or integer operations, or leave out the white-box threat."
                 )
+    some = pixels(images[:8], device)
+    named_systems = {"classifier": bare, "whole": defended}
+    return tuple(name for name, target in named_systems.items() if target is not None and target.is_random(some))

@@ -80,17 +80,18 @@ def preview(
                 if ledger.has(rung.name, attack, number) or (cached and rung.cached):
                     continue
                 forwards, backwards = (0, 0) if cached else rung.cost[attack]
-                total += size * ((forwards + BACKWARD * backwards) * attacking + judging)
-    forwards, backwards = effort(plan, samples) if samples else (0, 0)
+                total += size * ((forwards + BACKWARD * backwards) * attacking + rung.judge.draws * judging)
+    forwards, backwards = effort(plan, samples, rungs[-1].judge.draws > 1) if samples else (0, 0)
     return Preview(total, (forwards + BACKWARD * backwards) * whole, 1000 * whole)
 
 
-def effort(plan: Plan, samples: int) -> tuple[int, int]:
+def effort(plan: Plan, samples: int, random: bool = False) -> tuple[int, int]:
     """Forward and backward passes, counted in images, that the sanity battery makes where no attack succeeds.
 
     Args:
         plan: The plan.
         samples: Images of the battery.
+        random: Whether the system is stochastic.
     """
 
     def apgd(steps: int, norm: Norm) -> int:
@@ -104,4 +105,5 @@ def effort(plan: Plan, samples: int) -> tuple[int, int]:
     backwards += planted * apgd(plant.STEPS, plan.norm) + 2 * compared
     # The clean images before each attack and what it made after it, the probes without an attack; S11; S2.
     others = samples * (3 * 14 + 8) + planted * (plant.CORNERS + 6) + 2 * compared * (2 * (slopes.DIRECTIONS + 1) + 1)
+    others += samples * plan.judge_draws if random else 0
     return backwards + others, backwards

@@ -60,6 +60,7 @@ def more_effort(case: Case) -> Finding:
         numbers["only_one_step"] = float(one_step.sum())
     survived = correct & ~broken
     name = "whitebox" if case.defended is not None else "undefended-whitebox"
+    name = "fixed_coins" if case.random is not None else name
     if name in case.outcomes:
         survived = (case.outcomes[name].status[: len(correct)] == Status.ROBUST).to(correct.device)
     more = torch.zeros_like(broken)
@@ -104,7 +105,12 @@ def full_gradient(case: Case) -> Finding:
 
 
 def determinism(case: Case) -> Finding:
-    """S8: the logits of an image depend on nothing but the image."""
+    """S8: the logits of an image depend on nothing but the image, or the system is evaluated as stochastic."""
+    if case.random is not None:
+        text = f"randomised: judged by the majority of {case.random.draws} fresh draws"
+        if "whitebox" in case.plan.threats and case.plan.version == "standard":
+            return Finding("fail", f"{text}; version standard does not apply to it: replace whitebox by eot")
+        return Finding("pass", text)
     logits = []
     flipped = torch.arange(len(case.labels) - 1, -1, -1, device=case.images.device)
     with case.whole.guarded(), torch.no_grad():
@@ -136,7 +142,9 @@ def determinism(case: Case) -> Finding:
 def clean_twice(case: Case) -> Finding:
     """S9: the clean accuracy of the evaluation is that of a plain forward pass, as `test_step` makes it."""
     wrong, numbers = 0, {}
-    for name, target in {UNDEFENDED: case.bare, CLEAN: case.defended}.items():
+    # What a single draw says is no clean accuracy.
+    defended = None if case.random is not None else case.defended
+    for name, target in {UNDEFENDED: case.bare, CLEAN: defended}.items():
         if target is None or name not in case.outcomes:
             continue
         hidden = case.images
@@ -256,13 +264,11 @@ def preconditions(case: Case) -> Finding:
 
 def fidelity(case: Case) -> Finding:
     """S14: what the purifier costs on clean images; a figure to read, no verdict."""
-    if case.defended is None:
+    defended = case.random or case.defended
+    if defended is None:
         return Finding("skip", "there is no purifier")
-    bare, whole = _correct(case, case.bare), _correct(case, case.defended)
-    purified = case.images
-    with case.defended.guarded(), torch.no_grad():
-        for stage in case.defended.stages[:-1]:
-            purified = stage(purified)
+    bare, whole = _correct(case, case.bare), _correct(case, defended)
+    purified = defended.purify(case.images)
     numbers = {"accuracy_bare": float(bare.float().mean()), "accuracy_purified": float(whole.float().mean())}
     text = f"clean accuracy {numbers['accuracy_bare']:.1%} bare, {numbers['accuracy_purified']:.1%} purified"
     if purified.shape == case.images.shape:

@@ -10,15 +10,20 @@ from torch import Tensor, nn
 
 from maep_lightning.attacks.target import Target, isolated_rng
 from maep_lightning.evaluation import fingerprint
+from maep_lightning.evaluation.ladder import ladder
 from maep_lightning.evaluation.ledger import Ledger, LedgerError, Status, Unit, unit_path, write_atomically
-from maep_lightning.evaluation.plan import Manifest, Plan, PlanChangedError
+from maep_lightning.evaluation.plan import SCHEMA, Manifest, Plan, PlanChangedError
 from maep_lightning.evaluation.results import tally
-from maep_lightning.evaluation.rungs import Batch, Rung, ladder, unit_seed
-from maep_lightning.evaluation.summary import alive, merge
-from maep_lightning.evaluation.verify import TOLERANCE, distance, judge
+from maep_lightning.evaluation.rungs import Batch, Rung, judge_seed, unit_seed
+from maep_lightning.evaluation.summary import alive, kept, standing
+from maep_lightning.evaluation.verify import TOLERANCE, Verdict, distance, judge
+from maep_lightning.models.defended import stages
 
 NEAR_TIE = 1e-4
-"""Margins closer to zero than this may change sign with the batch size or the hardware: reported, not failed."""
+"""Margins closer to zero than this may change sign with the batch size or the hardware: reported, not failed.
+
+Of a stochastic system each draw may, so that its margin, a share of draws, may move by two of them.
+"""
 
 SOURCES = "sources.json"
 
@@ -127,6 +132,9 @@ def recheck(
     run_dir, found = Path(run_dir), Recheck()
     try:
         manifest = Manifest.read(run_dir)
+        if manifest.values.get("schema") != SCHEMA:
+            was = manifest.values.get("version_maep-lightning")
+            raise PlanChangedError(f"{run_dir} was written by another version of the package ({was}): use that one.")
         plan = plan_of(manifest)
     except (PlanChangedError, KeyError, TypeError) as error:
         found.faults.append(str(error))
@@ -136,7 +144,16 @@ def recheck(
     _identify(manifest, plan, classifier, purifier, surrogate, images, labels, found)
     if found.faults:
         return found
-    bare, defended = Target(classifier), None if purifier is None else Target(purifier, classifier)
+    bare = Target(classifier, draws=manifest.values["classifier_draws"])
+    defended = None
+    if purifier is not None:
+        defended = Target(*stages(purifier, classifier), draws=manifest.values["whole_draws"])
+    if max(target.draws for target in (bare, defended) if target) > 1 and bare.device.type != manifest.values["device"]:
+        found.faults.append(
+            f"the system is stochastic, and its draws on {manifest.values['device']} cannot be repeated on"
+            f" {bare.device.type}: check it where it was evaluated."
+        )
+        return found
     ledger = Ledger(run_dir / "ledger")
     rungs = ladder(plan, manifest, bare, defended, ledger, None if surrogate is None else Target(surrogate))
     expected: set[Path] = set()
@@ -203,22 +220,19 @@ def _identify(
     for name, value in fingerprint.of_packages().items():
         if (was := manifest.values.get(f"version_{name}")) != value:
             found.notes.append(f"{name} was {was}, is {value}")
-    if plan.version == "rand":
-        found.notes.append("a stochastic model is judged by single draws: one that falls out otherwise is no fault")
 
 
 def _follow(rung: Rung, chunk: _Chunk, plan: Plan, ledger: Ledger, batch_size: int, found: Recheck) -> set[Path]:
     """Check the files of one chunk on one rung; the paths that there must be."""
-    baseline = None
+    clean = None
     if rung.baseline is not None:
         clean = ledger.read(rung.baseline, "clean", chunk.number)
         if clean is None:
             return set()  # named where the clean rung is followed
-        baseline = clean.status
     units: list[Unit | None] = []
     paths = set()
     for attack in rung.attacks:
-        rows = alive(rung, baseline, merge(rung, baseline, units, chunk.indices)).nonzero().squeeze(1)
+        rows = alive(rung, clean, standing(rung, clean, units, chunk.indices)).nonzero().squeeze(1)
         if len(rows) == 0:
             continue
         path = ledger.root / unit_path(rung.name, attack, chunk.number)
@@ -240,16 +254,16 @@ def _follow(rung: Rung, chunk: _Chunk, plan: Plan, ledger: Ledger, batch_size: i
         if not torch.equal(unit.indices, chunk.indices[rows]):
             _fault(found, f"{path} does not follow from the files before it.")
             break
-        _consistent(unit, chunk.labels.cpu()[rows], path, found)
+        _consistent(rung, unit, chunk.labels.cpu()[rows], path, found)
         where = rows.to(chunk.images.device)
         batch = Batch(chunk.number, unit.indices, chunk.images[where], chunk.labels[where], unit.seed)
         _attacked(rung, unit, batch, plan, batch_size, path, found)
-        if attack in ("clean", "replay") and unit.error is None and plan.version != "rand":
+        if attack in ("clean", "replay") and unit.error is None:
             _replayed(rung, attack, unit, batch, batch_size, path, found)
     return paths
 
 
-def _consistent(unit: Unit, labels: Tensor, path: Path, found: Recheck) -> None:
+def _consistent(rung: Rung, unit: Unit, labels: Tensor, path: Path, found: Recheck) -> None:
     """Whether statuses, predictions and margins of a file agree."""
     if unit.error is not None:
         found.notes.append(f"{path} ended in an exception: {unit.error}")
@@ -259,52 +273,76 @@ def _consistent(unit: Unit, labels: Tensor, path: Path, found: Recheck) -> None:
     bad = (robust & (~right | (unit.margin < 0))) | (wrong & (right | (unit.margin > 0)))
     if bool(bad.any()):
         _fault(found, f"{path}: sample {int(unit.indices[bad][0])} has a status that its prediction contradicts.")
-    if len(unit.adversarial) != int((unit.status == Status.BROKEN).sum()):
-        _fault(found, f"{path}: {len(unit.adversarial)} images for {int((unit.status == Status.BROKEN).sum())} broken.")
+    counted = unit.status != Status.ERROR
+    if unit.draws != rung.judge.draws or bool(((unit.right < 0) | (unit.right > unit.draws))[counted].any()):
+        _fault(found, f"{path}: its counts of right draws are none of {rung.judge.draws} draws.")
+    if unit.draws == 1 and bool((unit.right != right.int())[counted].any()):
+        _fault(found, f"{path}: its counts of right draws contradict its predictions.")
+    if not torch.equal(unit.stored, kept(rung, unit.status, unit.right)):
+        _fault(found, f"{path}: the samples that it stores images of are not those that its statuses ask for.")
+    if len(unit.adversarial) != int(unit.stored.sum()):
+        _fault(found, f"{path}: {len(unit.adversarial)} images for {int(unit.stored.sum())} samples.")
+
+
+def _verdict(rung: Rung, images: Tensor, batch: Batch, batch_size: int) -> Verdict:
+    """The judge's verdict on images `(k, C, H, W)` of a batch; by the same draws where it is stochastic.
+
+    Draws depend on the shape of the batch, which is then that of the evaluation.
+    """
+    size = len(batch) if rung.judge.draws > 1 else batch_size
+    parts = []
+    for start in range(0, len(batch), size):
+        rows = slice(start, start + size)
+        with isolated_rng(judge_seed(batch.seed), images.device):
+            parts.append(judge(rung.judge, images[rows], batch.labels[rows]))
+    return Verdict(*(torch.cat([getattr(part, item.name) for part in parts]) for item in fields(Verdict)))
+
+
+def _near_tie(verdict: Verdict, draws: int) -> Tensor:
+    return verdict.margin.abs() < (NEAR_TIE if draws == 1 else 2 / draws + NEAR_TIE)
 
 
 def _attacked(rung: Rung, unit: Unit, batch: Batch, plan: Plan, batch_size: int, path: Path, found: Recheck) -> None:
-    """Whether each stored image is one that the threat model allows, and breaks the judge."""
+    """Whether each stored image is one that the threat model allows, and breaks the judge as recorded."""
     norm, eps = plan.norm, float(plan.eps)
-    broken = (unit.status == Status.BROKEN).nonzero().squeeze(1)[: len(unit.adversarial)]
-    for part in range(0, len(broken), batch_size):
-        rows = broken[part : part + batch_size]
-        where = rows.to(batch.images.device)
-        attacked = unit.adversarial[part : part + batch_size].to(batch.images.device)
-        numbers = unit.indices[rows].tolist()
-        with isolated_rng(unit.seed, batch.images.device):
-            verdict = judge(rung.judge, attacked, batch.labels[where])
-        flat = attacked.flatten(1)
-        tie = (verdict.margin.abs() < NEAR_TIE) if plan.version != "rand" else torch.ones_like(verdict.finite)
-        problems = {
-            "is not finite": ~(flat.isfinite().all(dim=1) & verdict.finite),
-            "leaves [0, 1]": ((flat < 0) | (flat > 1)).any(dim=1),
-            f"is farther than eps {eps:.6g} ({norm})": distance(attacked, batch.images[where], norm) > eps + TOLERANCE,
-            "is classified correctly": (verdict.prediction == batch.labels[where]) & ~tie,
-        }
-        for problem, mask in problems.items():
-            for row in mask.nonzero().squeeze(1).tolist():
-                _fault(found, f"{path}: the adversarial image of sample {numbers[row]} {problem}.")
-        found.images += len(rows)
-        found.near_ties += int((verdict.margin.abs() < NEAR_TIE).sum())
+    rows = unit.stored.nonzero().squeeze(1)[: len(unit.adversarial)]
+    if len(rows) == 0:
+        return
+    where = rows.to(batch.images.device)
+    attacked = unit.adversarial[: len(rows)].to(batch.images.device)
+    if unit.draws == 1:
+        verdict = _verdict(rung, attacked, batch.part(rows), batch_size)
+    else:
+        # Images that are not stored take no part in the draws of the others: any will do in their place.
+        whole = _verdict(rung, batch.images.index_copy(0, where, attacked), batch, batch_size)
+        verdict = Verdict(*(getattr(whole, item.name)[where] for item in fields(Verdict)))
+    flat, tie = attacked.flatten(1), _near_tie(verdict, unit.draws)
+    broken = (unit.status[rows] == Status.BROKEN).to(where.device)
+    moved = (verdict.right.cpu() - unit.right[rows]).abs().to(where.device)
+    problems = {
+        "is not finite": ~(flat.isfinite().all(dim=1) & verdict.finite),
+        "leaves [0, 1]": ((flat < 0) | (flat > 1)).any(dim=1),
+        f"is farther than eps {eps:.6g} ({norm})": distance(attacked, batch.images[where], norm) > eps + TOLERANCE,
+        "is classified correctly": broken & (verdict.prediction == batch.labels[where]) & ~tie,
+        "is right in another number of draws than recorded": moved > (1 if unit.draws > 1 else unit.draws),
+    }
+    for problem, mask in problems.items():
+        for row in mask.nonzero().squeeze(1).tolist():
+            _fault(found, f"{path}: the adversarial image of sample {int(unit.indices[rows[row]])} {problem}.")
+    found.images += len(rows)
+    found.near_ties += int((broken & tie).sum())
 
 
 def _replayed(rung: Rung, attack: str, unit: Unit, batch: Batch, batch_size: int, path: Path, found: Recheck) -> None:
     """Whether clean and replayed images, which can be made again without an attack, fare as recorded."""
-    candidates = rung.generate(batch, attack)
-    for part in range(0, len(batch), batch_size):
-        rows = slice(part, part + batch_size)
-        labels = batch.labels[rows]
-        with isolated_rng(unit.seed, labels.device):
-            verdict = judge(rung.judge, candidates.images[rows], labels)
-        wrong = (verdict.prediction != labels).cpu()
-        status = unit.status[rows]
-        recorded = (status == Status.BROKEN) | (status == Status.CLEAN_WRONG)
-        known = (status != Status.ERROR) & verdict.finite.cpu() & (verdict.margin.abs() >= NEAR_TIE).cpu()
-        for row in ((wrong != recorded) & known).nonzero().squeeze(1).tolist():
-            number = int(unit.indices[part + row])
-            _fault(found, f"{path}: sample {number} is recorded as {Status(int(status[row])).name}, but is not.")
-        found.clean += len(labels) if attack == "clean" else 0
+    verdict = _verdict(rung, rung.generate(batch, attack).images, batch, batch_size)
+    wrong = (verdict.prediction != batch.labels).cpu()
+    recorded = (unit.status == Status.BROKEN) | (unit.status == Status.CLEAN_WRONG)
+    known = (unit.status != Status.ERROR) & verdict.finite.cpu() & ~_near_tie(verdict, unit.draws).cpu()
+    for row in ((wrong != recorded) & known).nonzero().squeeze(1).tolist():
+        number = int(unit.indices[row])
+        _fault(found, f"{path}: sample {number} is recorded as {Status(int(unit.status[row])).name}, but is not.")
+    found.clean += len(batch) if attack == "clean" else 0
 
 
 def _compare(run_dir: Path, counted: list[dict[str, Any]], found: Recheck) -> None:
@@ -324,11 +362,11 @@ def _compare(run_dir: Path, counted: list[dict[str, Any]], found: Recheck) -> No
         if row is None:
             found.faults.append(f"{path} has no row for the threat {own['threat']}.")
             continue
-        for name in ("n", "norm", "eps", "acc_undefended_clean", "acc_clean", "acc_robust", "complete"):
+        for name in ("n", "norm", "eps", "acc_undefended_clean", "acc_clean", "acc_robust", "complete", "readings"):
             withheld = name in ("acc_robust", "complete") and row.get("acc_robust") is None and not row.get("complete")
-            if row.get(name) != own[name] and not withheld:
+            if row.get(name) != own.get(name) and not withheld:
                 found.faults.append(
-                    f"{path}: {name} of {own['threat']} is {row.get(name)}, the ledger says {own[name]}."
+                    f"{path}: {name} of {own['threat']} is {row.get(name)}, the ledger says {own.get(name)}."
                 )
     found.faults += [f"{path}: the row {threat} is not in the ledger." for threat, _ in rows]
 

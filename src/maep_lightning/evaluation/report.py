@@ -24,8 +24,15 @@ KNOWS = {
     "square": "the logits of the whole, by queries, and no gradient",
     "bpda": "everything, but takes the purifier's gradient for that of the identity",
     "whitebox": "everything, and differentiates through all of it",
+    "eot": "everything but the coins, and averages gradients over draws of them",
+    "fixed_coins": "everything, and the coins, which are fixed",
     "worst": "everything; the per-sample worst of the rungs above and the clean image",
 }
+
+READINGS = (
+    "Each image was judged by {draws} fresh draws; the table above counts by their majority. The mean is the accuracy"
+    " to expect of a single draw on the worst image found; by any of {draws}, a sample is wrong as soon as one draw is."
+)
 
 
 def write_report(
@@ -54,7 +61,7 @@ def write_report(
     published = read_reference(reference, results) if reference is not None else []
     draw(results, rungs, ledger, images, labels, run_dir / "report.png")
     write_atomically(run_dir / "report.md", markdown(results, published).encode())
-    write_page(results, rungs, ledger, images, labels, honesty(results), KNOWS, run_dir / "report.html")
+    write_page(results, rungs, ledger, images, labels, honesty(results), KNOWS, READINGS, run_dir / "report.html")
     fields = json.dumps(robustbench_fields(results), indent=2) + "\n"
     write_atomically(run_dir / "robustbench.json", fields.encode())
     write_audit(rungs, ledger, images, labels, results.plan.chunk_size, run_dir / "audit.csv")
@@ -131,6 +138,7 @@ def markdown(results: Results, published: list[dict[str, Any]]) -> str:
             "They were measured by others on their classifiers and sample counts; compare within a threat model.",
             "",
         ]
+    lines += _readings(results)
     lines += ["![clean, attacked, purified, error x10](report.png)", ""]
     lines += _battery(results)
     lines += ["## What was not as it should be", ""]
@@ -190,6 +198,20 @@ def _line(row: dict[str, Any], results: Results) -> str:
         f"| {system} | {row['threat']} | {row['attack']} | {_percent(row['acc_clean'])}"
         f" | {robust} | {100 * low:.1f} to {100 * high:.1f} | {retention} |"
     )
+
+
+def _readings(results: Results) -> list[str]:
+    rows = [row for row in results.rows if "readings" in row]
+    if not rows:
+        return []
+    draws = rows[0]["readings"]["draws"]
+    lines = ["## A stochastic defence, read three ways", "", READINGS.format(draws=draws), ""]
+    lines += [f"| threat model | mean of a draw | majority of {draws} | any of {draws} |", "|---|---|---|---|"]
+    for row in rows:
+        counts = row["readings"]
+        cells = [_percent(counts[name]) for name in ("mean_draw", "majority", "any_of_m")]
+        lines.append(f"| {row['threat']} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def _battery(results: Results) -> list[str]:

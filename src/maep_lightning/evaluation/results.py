@@ -186,6 +186,7 @@ def _row(
     threat = {UNDEFENDED: "none", UNDEFENDED_ATTACKED: "whitebox"}.get(name, name)
     clean = outcomes[UNDEFENDED if bare else CLEAN]
     low, high = result.interval
+    readings = {} if result.readings is None else {"readings": result.readings}
     return {
         "dataset": subject.dataset,
         "split": subject.split,
@@ -203,4 +204,4 @@ def _row(
         "ci95": [round(low, 6), round(high, 6)],
         "complete": result.complete,
         "seconds": round(seconds, 1),
-    }
+    } | readings

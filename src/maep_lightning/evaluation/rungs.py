@@ -1,24 +1,22 @@
 """The rungs of the threat ladder: who attacks what, and who judges.
 
 A rung is a name, the attacks in their order, a function that makes candidates for a batch, and the judge that decides.
-Adding a rung needs no change elsewhere.
+`maep_lightning.evaluation.ladder` puts those of a plan together.
 """
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from maep_lightning.attacks.autoattack import AutoAttackSettings, Component, run_component
-from maep_lightning.attacks.bpda import StraightThrough
 from maep_lightning.attacks.simple import NOISE_DRAWS, SIMPLE, random_corner, simple_attack
 from maep_lightning.attacks.target import Target, isolated_rng
-from maep_lightning.evaluation.fingerprint import PACKAGES, of_json
+from maep_lightning.evaluation.fingerprint import of_json
 from maep_lightning.evaluation.ledger import Ledger, Status
-from maep_lightning.evaluation.plan import Manifest, Plan
 
 UNDEFENDED = "undefended-none"
 UNDEFENDED_ATTACKED = "undefended-whitebox"
@@ -115,10 +113,20 @@ class Rung:
         return of_json(self.origin)
 
 
-def unit_seed(seed: int, rung: str, attack: str, chunk: int) -> int:
-    """Seed of one attack on one chunk, the same in whatever process."""
-    digest = hashlib.sha256(f"{seed} {rung} {attack} {chunk}".encode()).digest()
+def derived_seed(seed: int, *purpose: object) -> int:
+    """A seed for a purpose of its own, the same in whatever process; 32 bits, since more do not reach a generator."""
+    digest = hashlib.sha256(" ".join(map(str, (seed, *purpose))).encode()).digest()
     return int.from_bytes(digest[:4], "big")
+
+
+def unit_seed(seed: int, rung: str, attack: str, chunk: int) -> int:
+    """Seed of one attack on one chunk."""
+    return derived_seed(seed, rung, attack, chunk)
+
+
+def judge_seed(seed: int) -> int:
+    """Seed of the draws that judge what an attack of this seed has made: fresh ones, which it has not seen."""
+    return derived_seed(seed, "judge")
 
 
 def clean_rung(name: str, judge: Target, context: dict[str, Any], cached: bool = False) -> Rung:
@@ -138,6 +146,8 @@ def autoattack_rung(
     context: dict[str, Any],
     baseline: str,
     cached: bool = False,
+    start: Literal["correct", "all"] = "correct",
+    title: str = "",
 ) -> Rung:
     """AutoAttack's components with exact gradients through the target, judged by the target."""
 
@@ -149,7 +159,9 @@ def autoattack_rung(
 
     components = settings.components(num_classes)
     cost: dict[str, tuple[int, int]] = {name: settings.passes(name, num_classes) for name in components}
-    return Rung(name, components, generate, target, context, target, baseline, cached=cached, cost=cost)
+    return Rung(
+        name, components, generate, target, context, target, baseline, start, cached=cached, cost=cost, title=title
+    )
 
 
 def replay_rung(name: str, source: Rung, ledger: Ledger, judge: Target, context: dict[str, Any], baseline: str) -> Rung:
@@ -163,8 +175,7 @@ def replay_rung(name: str, source: Rung, ledger: Ledger, judge: Target, context:
             unit = ledger.read(rung, name, batch.chunk)
             if unit is None:
                 continue
-            broken = unit.indices[unit.status == Status.BROKEN]
-            for index, image in zip(broken.tolist(), unit.adversarial, strict=True):
+            for index, image in unit.breaking():
                 images[rows[index]] = image.to(images.device)
                 unreliable[rows[index]] = False
             for index in unit.indices[unit.status == Status.ERROR].tolist():
@@ -244,73 +255,3 @@ def noise_rung(name: str, judge: Target, settings: AutoAttackSettings, context: 
     cost = {"corners": (NOISE_DRAWS, 0)}
     title = f"any of {NOISE_DRAWS} random corners of the ball"
     return Rung(name, ("corners",), generate, judge, context, judge, CLEAN, cost=cost, title=title)
-
-
-def ladder(
-    plan: Plan,
-    manifest: Manifest,
-    classifier: Target,
-    defended: Target | None,
-    ledger: Ledger,
-    surrogate: Target | None = None,
-) -> list[Rung]:
-    """The rungs of a plan, in the order in which a chunk climbs them.
-
-    Args:
-        plan: The plan.
-        manifest: The plan bound to networks and data.
-        classifier: The bare classifier.
-        defended: The purifier before the classifier; None for no purifier.
-        ledger: Where the blind rung finds the attacks on the classifier.
-        surrogate: What the transfer rung attacks; needed for that one only.
-
-    Raises:
-        ValueError: If the transfer rung is asked for without a surrogate.
-    """
-    values, settings = manifest.values, plan.settings
-    classes = int(values["num_classes"])
-    common = ("schema", "seed", "device", "precision", *(f"version_{name}" for name in PACKAGES))
-    attack = ("norm", "eps", "version", "apgd_steps", "fab_steps", "square_queries", "targets", "attacks")
-
-    def of(*names: str) -> dict[str, Any]:
-        """What a result depends on: all that concerns these networks."""
-        networks = [f"{name}_{part}" for name in names for part in ("weights", "architecture")]
-        return {name: values[name] for name in (*common, *networks)}
-
-    def by(*names: str) -> dict[str, Any]:
-        return {name: values[name] for name in names}
-
-    bare = of("classifier")
-    bare_attack = bare | by(*attack)
-    rungs = [clean_rung(UNDEFENDED, classifier, bare, cached=True)]
-    source = autoattack_rung(UNDEFENDED_ATTACKED, classifier, settings, classes, bare_attack, UNDEFENDED, cached=True)
-    if "blind" in plan.threats or (defended is None and "whitebox" in plan.threats):
-        rungs.append(source)
-    if defended is None:
-        return rungs
-    whole = of("classifier", "purifier")
-    whole_attack = whole | by(*attack)
-    recipes = {"simple": {name: list(asdict(recipe).values()) for name, recipe in SIMPLE.items()}}
-    simple = by("norm", "eps") | recipes
-    rungs.append(clean_rung(CLEAN, defended, whole))
-    if "noise" in plan.threats:
-        rungs.append(noise_rung("noise", defended, settings, whole_attack | {"draws": NOISE_DRAWS}))
-    if "transfer" in plan.threats:
-        if surrogate is None:
-            raise ValueError("The transfer threat needs a surrogate classifier: give its file, or leave it out.")
-        origin = of("surrogate") | simple
-        rungs.append(simple_rung("transfer", surrogate, defended, settings, whole | origin, origin))
-    if "blind" in plan.threats:
-        rungs.append(replay_rung("blind", source, ledger, defended, whole_attack, CLEAN))
-    if "blind_worst" in plan.threats:
-        origin = bare | simple
-        rungs.append(simple_rung("blind_worst", classifier, defended, settings, whole | origin, origin))
-    if "square" in plan.threats:
-        rungs.append(component_rung("square", defended, defended, ("square",), settings, classes, whole_attack))
-    if "bpda" in plan.threats:
-        through = Target(*(StraightThrough(stage) for stage in defended.stages[:-1]), defended.stages[-1])
-        gradient = tuple(part for part in settings.components(classes) if part.startswith("apgd"))
-        rungs.append(component_rung("bpda", through, defended, gradient, settings, classes, whole_attack))
-    if "whitebox" in plan.threats:
-        rungs.append(autoattack_rung("whitebox", defended, settings, classes, whole_attack, CLEAN))
-    return rungs

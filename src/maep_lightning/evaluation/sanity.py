@@ -37,26 +37,30 @@ def battery(case: Case, strict: bool) -> Sanity:
 
 def weaker_rungs(case: Case) -> Finding:
     """S5: no sample falls to a weaker attacker that stands against the white-box one."""
-    strong = case.outcomes.get("whitebox")
+    name = next((name for name in ("whitebox", "eot") if name in case.outcomes), "")
+    strong = case.outcomes.get(name)
     weaker = [name for name in ("noise", "transfer", "blind", "blind_worst", "square", "bpda") if name in case.outcomes]
     if strong is None or not weaker:
-        return Finding("skip", "needs the white-box rung and a weaker one")
+        return Finding("skip", "needs the white-box rung, or eot, and a weaker one")
     robust = strong.status == Status.ROBUST
     bad = (int(Status.BROKEN), int(Status.CLEAN_WRONG))
     fell = {
         name: robust & torch.isin(case.outcomes[name].status, torch.tensor(bad, dtype=torch.uint8)) for name in weaker
     }
+    for weak, mask in fell.items():
+        right = case.outcomes[weak].right
+        if strong.draws > 1 and right is not None and strong.right is not None:
+            # Of two estimates of one probability the difference stays below this in 99 of 100 cases with 64 draws.
+            mask &= strong.right - right > strong.draws / 4
     numbers = {f"only_{name}": float(mask.sum()) for name, mask in fell.items()}
     union = torch.stack(list(fell.values())).any(dim=0)
     count, share = int(union.sum()), float(union.float().mean())
     if count == 0:
-        return Finding(
-            "pass", f"every sample that {', '.join(weaker)} break falls to the white-box attack too", numbers
-        )
+        return Finding("pass", f"every sample that {', '.join(weaker)} break falls to {name} too", numbers)
     named = ", ".join(f"{name} {int(mask.sum())}" for name, mask in fell.items() if mask.any())
     first = union.nonzero().squeeze(1)[:5].tolist()
     detail = f"{count} of {strong.n} samples fall to a weaker attacker only ({named}; the first are {first})"
-    hint = ": the white-box attack is hindered by obfuscated gradients or a short budget"
+    hint = f": {name} is hindered by obfuscated gradients or a short budget"
     return Finding("fail" if count > 1 and share > 0.002 else "warn", detail + hint, numbers)
 
 

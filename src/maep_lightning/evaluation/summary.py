@@ -19,12 +19,17 @@ class Outcome:
         status: `(n,)` uint8, a `Status` each.
         warnings: Of the attacks, each once.
         errors: Texts of exceptions, each once.
+        right: `(n,)` int32, of each sample the fewest right draws of the judge on any of its images; None where rungs
+            with different judges are joined.
+        draws: Of the judge for each image.
     """
 
     name: str
     status: Tensor
     warnings: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
+    right: Tensor | None = None
+    draws: int = 1
 
     def count(self, *statuses: Status) -> int:
         """Samples with one of these statuses."""
@@ -50,6 +55,20 @@ class Outcome:
         """Accuracy if every sample with an error were wrong, and if it were right."""
         right = self.count(Status.ROBUST)
         return right / self.n, (right + self.count(Status.ERROR, Status.NOT_RUN)) / self.n
+
+    @property
+    def readings(self) -> dict[str, float] | None:
+        """Three accuracies before a stochastic judge of m draws; None before a deterministic one, or when incomplete.
+
+        `mean_draw` is what to expect of a single draw, `majority` what this project counts, and `any_of_m` the share of
+        samples that all draws get right.
+        """
+        if self.draws == 1 or self.right is None or not self.complete:
+            return None
+        counts = {"mean_draw": self.right.double().mean() / self.draws}
+        counts["majority"] = (self.status == Status.ROBUST).double().mean()
+        counts["any_of_m"] = (self.right == self.draws).double().mean()
+        return {"draws": self.draws} | {name: float(value) for name, value in counts.items()}
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -81,41 +100,77 @@ def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float,
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
 
 
-def merge(rung: Rung, baseline: Tensor | None, units: list[Unit | None], indices: Tensor) -> Tensor:
-    """Statuses of one chunk after some attacks.
+@dataclass(frozen=True)
+class Standing:
+    """Where the samples of one chunk stand after some attacks.
+
+    Attributes:
+        status: `(b,)` uint8, a `Status` each.
+        right: `(b,)` int32, the fewest right draws of the judge on any image so far.
+    """
+
+    status: Tensor
+    right: Tensor
+
+
+def standing(rung: Rung, clean: Unit | None, units: list[Unit | None], indices: Tensor) -> Standing:
+    """Where the samples of one chunk stand.
 
     Wrong under any attack is wrong; else an error in any leaves the sample unknown; else a missing attack does.
 
     Args:
         rung: The rung.
-        baseline: `(b,)` statuses on the clean images; None for a clean rung.
+        clean: The chunk's clean images before the same judge; None for a clean rung, or where they were not judged.
         units: Of the attacks so far; None for one that has not run.
         indices: `(b,)` global numbers of the chunk's samples, ascending and without gaps.
-
-    Returns:
-        `(b,)` uint8.
     """
     status = torch.full((len(indices),), int(Status.ROBUST), dtype=torch.uint8)
-    if rung.start == "correct" and baseline is not None:
-        status = baseline.clone()
+    right = torch.full((len(indices),), rung.judge.draws, dtype=torch.int32)
+    if rung.start == "correct" and rung.baseline is not None:
+        if clean is None:
+            status[:] = int(Status.NOT_RUN)
+        else:
+            status, right = clean.status.clone(), clean.right.clone()
     for unit in units:
         open_ = (status == Status.ROBUST) | (status == Status.ERROR)
         if unit is None:
             status[status == Status.ROBUST] = int(Status.NOT_RUN)
             continue
-        now = torch.full_like(status, int(Status.ROBUST))
-        now[unit.indices - indices[0]] = unit.status
+        now, rows = torch.full_like(status, int(Status.ROBUST)), unit.indices - indices[0]
+        now[rows] = unit.status
         decided = (now == Status.BROKEN) | (now == Status.CLEAN_WRONG)
         status = torch.where(open_ & (decided | (now == Status.ERROR)), now, status)
-    return status
+        judged = unit.status != Status.ERROR
+        right[rows[judged]] = torch.minimum(right[rows[judged]], unit.right[judged])
+    return Standing(status, right)
 
 
-def alive(rung: Rung, baseline: Tensor | None, status: Tensor) -> Tensor:
-    """Which samples of a chunk the next attack works on: `(b,)` bool."""
-    open_ = (status == Status.ROBUST) | (status == Status.ERROR)
-    if rung.start == "correct" and baseline is not None:
-        open_ &= baseline == Status.ROBUST
+def alive(rung: Rung, clean: Unit | None, now: Standing) -> Tensor:
+    """Which samples of a chunk the next attack works on: `(b,)` bool.
+
+    Of a stochastic judge those that any draw still gets right, whatever the majority says: the mean over draws can
+    fall further.
+    """
+    if rung.judge.draws > 1:
+        return (now.right > 0) | (now.status == Status.ERROR)
+    open_ = (now.status == Status.ROBUST) | (now.status == Status.ERROR)
+    if rung.start == "correct" and clean is not None:
+        open_ &= clean.status == Status.ROBUST
     return open_
+
+
+def kept(rung: Rung, status: Tensor, right: Tensor) -> Tensor:
+    """Which attacked images are stored: those that break, and before a stochastic judge all that any draw gets wrong.
+
+    Args:
+        rung: The rung.
+        status: `(k,)` of the samples.
+        right: `(k,)` right draws of the judge.
+    """
+    stored = status == Status.BROKEN
+    if rung.judge.draws > 1 and rung.baseline is not None:
+        stored |= (status != Status.ERROR) & (right < rung.judge.draws)
+    return stored
 
 
 def outcome(rung: Rung, ledger: Ledger, n: int, chunk_size: int) -> Outcome:
@@ -133,21 +188,25 @@ def outcome(rung: Rung, ledger: Ledger, n: int, chunk_size: int) -> Outcome:
     parts, warnings, errors = [], [], []
     for chunk, start in enumerate(range(0, n, chunk_size)):
         indices = torch.arange(start, min(start + chunk_size, n))
-        baseline = None
-        if rung.baseline is not None:
-            clean = ledger.read(rung.baseline, "clean", chunk)
-            baseline = clean.status if clean else torch.full((len(indices),), int(Status.NOT_RUN), dtype=torch.uint8)
+        clean = None if rung.baseline is None else ledger.read(rung.baseline, "clean", chunk)
         units: list[Unit | None] = []
         for attack in rung.attacks:
             unit = ledger.read(rung.name, attack, chunk)
-            if unit is None and not bool(alive(rung, baseline, merge(rung, baseline, units, indices)).any()):
+            if unit is None and not bool(alive(rung, clean, standing(rung, clean, units, indices)).any()):
                 break
             units.append(unit)
             if unit is not None:
                 warnings += unit.notes.get("warnings", [])
                 errors += [unit.error] if unit.error else []
-        parts.append(merge(rung, baseline, units, indices))
-    return Outcome(rung.name, torch.cat(parts), tuple(dict.fromkeys(warnings)), tuple(dict.fromkeys(errors)))
+        parts.append(standing(rung, clean, units, indices))
+    return Outcome(
+        rung.name,
+        torch.cat([part.status for part in parts]),
+        tuple(dict.fromkeys(warnings)),
+        tuple(dict.fromkeys(errors)),
+        torch.cat([part.right for part in parts]),
+        rung.judge.draws,
+    )
 
 
 def worst(name: str, outcomes: list[Outcome]) -> Outcome:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from maep_lightning.attacks.target import Target
@@ -19,31 +20,47 @@ class Verdict:
     """What a judge says of images.
 
     Attributes:
-        prediction: `(B,)` int64.
-        margin: `(B,)` float32, logit of the label minus the largest other.
+        prediction: `(B,)` int64; of several draws the majority's, where a tie counts against the label.
+        margin: `(B,)` float32, logit of the label minus the largest other; of several draws the share of them that
+            gave the label minus that of the most frequent other class.
+        right: `(B,)` int32, draws that gave the label.
         finite: `(B,)` bool, whether image and logits hold neither NaN nor infinity.
     """
 
     prediction: Tensor
     margin: Tensor
+    right: Tensor
     finite: Tensor
 
 
 def judge(target: Target, images: Tensor, labels: Tensor) -> Verdict:
-    """Classify images.
+    """Classify images, by `target.draws` calls.
+
+    The random numbers of the calls are the caller's to seed. A row's depend on the shape of the whole batch.
 
     Args:
         target: The judge.
         images: `(B, C, H, W)` in [0, 1].
         labels: `(B,)`.
     """
+    own = labels[:, None]
     with target.guarded(), torch.no_grad():
-        logits = target(images)
-    own = logits.gather(1, labels[:, None]).squeeze(1)
-    others = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
-    finite = logits.isfinite().all(dim=1) & images.flatten(1).isfinite().all(dim=1)
-    margin = torch.where(finite, own - others, torch.zeros_like(own))
-    return Verdict(logits.argmax(dim=1), margin, finite)
+        score = target(images)
+        finite = score.isfinite().all(dim=1) & images.flatten(1).isfinite().all(dim=1)
+        right = (score.argmax(dim=1) == labels).int()
+        if target.draws > 1:
+            votes = F.one_hot(score.argmax(dim=1), score.shape[1])
+            for _ in range(target.draws - 1):
+                logits = target(images)
+                finite &= logits.isfinite().all(dim=1)
+                votes += F.one_hot(logits.argmax(dim=1), score.shape[1])
+            right = votes.gather(1, own).squeeze(1).int()
+            score = votes.to(score.dtype) / target.draws
+    margin = score.gather(1, own).squeeze(1) - score.scatter(1, own, -torch.inf).amax(dim=1)
+    prediction = score.argmax(dim=1)
+    if target.draws > 1:
+        prediction = torch.where(margin > 0, labels, score.scatter(1, own, -torch.inf).argmax(dim=1))
+    return Verdict(prediction, torch.where(finite, margin, torch.zeros_like(margin)), right, finite)
 
 
 def distance(attacked: Tensor, images: Tensor, norm: Norm) -> Tensor:

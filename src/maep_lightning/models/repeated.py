@@ -78,7 +78,7 @@ class RepeatedPurifier(nn.Module):
             purified = self._pass(purified, step)
         if self.masks == 1:
             return purified
-        drawn = purified.unflatten(0, (-1, self.masks))
+        drawn = purified.reshape(-1, self.masks, *purified.shape[1:])
         return drawn if self.aggregate == "vote" else drawn.mean(dim=1)
 
     def _pass(self, images: Tensor, step: int) -> Tensor:
@@ -130,5 +130,5 @@ class Voting(nn.Module):
             `(B, K)`, the logarithm of the mean probabilities: logits whose softmax these are.
         """
         logits: Tensor = self.classifier(images.flatten(0, 1))
-        logs = logits.log_softmax(dim=1).unflatten(0, images.shape[:2])
+        logs = logits.log_softmax(dim=1).reshape(*images.shape[:2], -1)
         return logs.logsumexp(dim=1) - math.log(images.shape[1])

@@ -51,7 +51,7 @@ class PurifierEvaluation(LightningModule):
         self.purifier: nn.Module | None = None
         if purifier is not None:
             self.purifier = load_purifier(purifier).requires_grad_(False)
-        repeats = {"mask_ratio": mask_ratio, "masks": masks, "aggregate": aggregate, "passes": passes}
+        repeats: dict[str, Any] = {"mask_ratio": mask_ratio, "masks": masks, "aggregate": aggregate, "passes": passes}
         self.repeats = {name: value for name, value in repeats.items() if value != _ONCE[name]}
         """The options of `RepeatedPurifier` that are set; none for the purifier as it is."""
         if self.repeats:

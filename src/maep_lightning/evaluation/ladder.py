@@ -1,0 +1,136 @@
+"""The threat ladder: the rungs of a plan, in the order in which a chunk climbs them."""
+
+from dataclasses import asdict, replace
+from typing import Any
+
+from maep_lightning.attacks.bpda import StraightThrough
+from maep_lightning.attacks.coins import fix_coins
+from maep_lightning.attacks.simple import NOISE_DRAWS, SIMPLE
+from maep_lightning.attacks.target import Target
+from maep_lightning.evaluation.expectation import eot_attacks, eot_title, expectation_rung
+from maep_lightning.evaluation.fingerprint import PACKAGES
+from maep_lightning.evaluation.ledger import Ledger
+from maep_lightning.evaluation.plan import Manifest, Plan
+from maep_lightning.evaluation.rungs import (
+    CLEAN,
+    UNDEFENDED,
+    UNDEFENDED_ATTACKED,
+    Rung,
+    autoattack_rung,
+    clean_rung,
+    component_rung,
+    derived_seed,
+    noise_rung,
+    replay_rung,
+    simple_rung,
+)
+
+
+def ladder(
+    plan: Plan,
+    manifest: Manifest,
+    classifier: Target,
+    defended: Target | None,
+    ledger: Ledger,
+    surrogate: Target | None = None,
+) -> list[Rung]:
+    """The rungs of a plan.
+
+    Args:
+        plan: The plan.
+        manifest: The plan bound to networks and data.
+        classifier: The bare classifier.
+        defended: The purifier before the classifier; None for no purifier.
+        ledger: Where the blind rung finds the attacks on the classifier.
+        surrogate: What the transfer rung attacks; needed for that one only.
+
+    Raises:
+        ValueError: If the transfer rung is asked for without a surrogate, or a rung for stochastic purifiers of a
+            deterministic one.
+    """
+    values, settings = manifest.values, plan.settings
+    classes = int(values["num_classes"])
+    common = ("schema", "seed", "device", "precision", *(f"version_{name}" for name in PACKAGES))
+    attack = ["norm", "eps", "version", "apgd_steps", "fab_steps", "square_queries", "targets", "attacks"]
+    attack += ["eot_draws"] if plan.version == "rand" else []
+
+    def by(*names: str) -> dict[str, Any]:
+        return {name: values[name] for name in names}
+
+    def of(*networks: str) -> dict[str, Any]:
+        """What a result depends on that concerns these networks."""
+        return by(*common, *(f"{name}_{part}" for name in networks for part in ("weights", "architecture")))
+
+    bare = of("classifier") | by("classifier_draws")
+    bare_attack = bare | by(*attack)
+    rungs = [clean_rung(UNDEFENDED, classifier, bare, cached=True)]
+    source = autoattack_rung(UNDEFENDED_ATTACKED, classifier, settings, classes, bare_attack, UNDEFENDED, cached=True)
+    if "blind" in plan.threats or (defended is None and "whitebox" in plan.threats):
+        rungs.append(source)
+    if defended is None:
+        return rungs
+    random = defended.draws > 1
+    if not random and (asked := [name for name in ("eot", "fixed_coins") if name in plan.threats]):
+        raise ValueError(
+            f"{' and '.join(asked)} are attacks on a stochastic purifier, and this one is deterministic: two passes"
+            " with different random numbers agree. Leave them out; whitebox is the attack for it."
+        )
+    whole = of("classifier", "purifier") | by("whole_draws")
+    whole_attack = whole | by(*attack)
+    averaged, expectation = replace(settings, version="rand"), whole_attack | by("eot_draws", "eot_steps")
+    recipes = {"simple": {name: list(asdict(recipe).values()) for name, recipe in SIMPLE.items()}}
+    simple = by("norm", "eps") | recipes
+    rungs.append(clean_rung(CLEAN, defended, whole))
+    if "noise" in plan.threats:
+        rungs.append(noise_rung("noise", defended, settings, whole_attack | {"draws": NOISE_DRAWS}))
+    if "transfer" in plan.threats:
+        if surrogate is None:
+            raise ValueError("The transfer threat needs a surrogate classifier: give its file, or leave it out.")
+        origin = of("surrogate") | simple
+        rungs.append(simple_rung("transfer", surrogate, defended, settings, whole | origin, origin))
+    if "blind" in plan.threats:
+        rungs.append(replay_rung("blind", source, ledger, defended, whole_attack, CLEAN))
+    if "blind_worst" in plan.threats:
+        origin = of("classifier") | simple
+        rungs.append(simple_rung("blind_worst", classifier, defended, settings, whole | origin, origin))
+    if "square" in plan.threats:
+        rungs.append(component_rung("square", defended, defended, ("square",), settings, classes, whole_attack))
+    if "bpda" in plan.threats:
+        through = Target(*(StraightThrough(stage) for stage in defended.stages[:-1]), defended.stages[-1])
+        if random:
+            parts = averaged.components(classes)
+            title = f"BPDA-identity {' + '.join(parts)} ({plan.apgd_steps} steps, {plan.eot_draws} draws)"
+            rungs.append(expectation_rung("bpda", through, defended, parts, 0, averaged, expectation, title))
+        else:
+            gradient = tuple(part for part in settings.components(classes) if part.startswith("apgd"))
+            rungs.append(component_rung("bpda", through, defended, gradient, settings, classes, whole_attack))
+    if "whitebox" in plan.threats:
+        rungs.append(autoattack_rung("whitebox", defended, settings, classes, whole_attack, CLEAN))
+    if "eot" in plan.threats:
+        title = eot_title(averaged, plan.eot_steps, classes, defended)
+        attacks = eot_attacks(averaged, classes)
+        rungs.append(expectation_rung("eot", defended, defended, attacks, plan.eot_steps, averaged, expectation, title))
+    if "fixed_coins" in plan.threats:
+        standard = replace(settings, version="standard")
+        title = f"{standard.title(classes)}, coins fixed"
+        rungs.append(
+            autoattack_rung(
+                "fixed_coins", fixed(defended, plan, classifier), standard, classes, whole_attack, CLEAN, start="all",
+                title=title,
+            )
+        )  # fmt: skip
+    return rungs
+
+
+def fixed(defended: Target, plan: Plan, classifier: Target) -> Target:
+    """A stochastic system with its coins fixed by the plan's seed.
+
+    Args:
+        defended: The purifier before the classifier.
+        plan: The plan.
+        classifier: The bare classifier, whose draws say whether it is stochastic too.
+    """
+    seed = derived_seed(plan.seed, "coins")
+    *purifiers, last = defended.stages
+    judge = fix_coins(last, seed) if classifier.draws > 1 else last
+    return Target(*(fix_coins(stage, seed) for stage in purifiers), judge)
