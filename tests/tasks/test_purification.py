@@ -185,7 +185,7 @@ def test_evaluation__counts_clean_accuracy_with_and_without_the_purifier(classif
 
 
 def test_evaluation__says_what_is_missing(classifier_file):
-    with pytest.raises(ValueError, match="Give a classifier"):
+    with pytest.raises(ValueError, match="Give the file of a classifier"):
         PurifierEvaluation()
     with pytest.raises(ValueError, match="predict needs a purifier"):
         PurifierEvaluation(classifier_file).predict_step((torch.rand(1, 3, 32, 32),), 0)
