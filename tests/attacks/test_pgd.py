@@ -41,6 +41,40 @@ def test_pgd__stays_in_the_ball_and_in_the_pixel_range(norm, eps):
     assert all(p.grad is None for p in network.parameters())
 
 
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_pgd__takes_a_radius_for_each_sample(linear, norm):
+    weight, images, labels = linear
+    eps = torch.linspace(0.02, 0.2, 40).view(-1, 1, 1, 1)
+
+    def attack(rows, eps):
+        return pgd(lambda x: x.flatten(1) @ weight.T, images[rows], labels[rows], eps, eps, 3, norm, False)
+
+    together = attack(slice(None), eps)
+    alone = torch.cat([attack([row], float(eps[row])) for row in range(40)])
+    torch.testing.assert_close(together, alone)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_pgd__momentum_is_algorithm_1_of_dong_et_al(norm):
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 8), torch.nn.Tanh(), torch.nn.Linear(8, 3))
+    network[1].weight.data *= 20  # so curved that the gradient turns from step to step
+    image, label, decay, step, eps = torch.rand(1, 3, 2, 2) * 0.4 + 0.3, torch.tensor([1]), 0.9, 0.12, 0.3
+    velocity, x = torch.zeros_like(image), image.clone()
+    for _ in range(4):
+        point = x.clone().requires_grad_()
+        loss = -network(point).softmax(1)[0, 1].log()
+        (gradient,) = torch.autograd.grad(loss, point)
+        velocity = decay * velocity + gradient / gradient.abs().sum()
+        moved = x + step * (velocity.sign() if norm == "Linf" else velocity / velocity.square().sum().sqrt()) - image
+        size = moved.square().sum().sqrt()
+        x = image + (moved.clamp(-eps, eps) if norm == "Linf" else moved * min(1.0, float(eps / size)))
+    found = pgd(network, image, label, eps, step, 4, norm, random_start=False, momentum=decay)
+    torch.testing.assert_close(found, x, atol=1e-6, rtol=0)
+    assert not torch.allclose(found, pgd(network, image, label, eps, step, 4, norm, random_start=False), atol=1e-4)
+
+
 def test_pgd__works_where_gradients_are_switched_off(linear):
     weight, images, labels = linear
     with torch.no_grad():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from maep_lightning.functional.losses import masked_patch_loss, normalize_patches, pixel_distance
+from maep_lightning.functional.losses import masked_patch_loss, normalize_patches, pixel_distance, visible_patch_loss
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("l1", 2.0), ("l2", 4.0), ("charbonnier", (4 + 1e-6) ** 0.5)])
@@ -27,6 +27,11 @@ def test_masked_patch_loss__is_zero_and_has_a_gradient_when_nothing_is_masked():
     loss.backward()
     assert loss == 0
     assert torch.equal(prediction.grad, torch.zeros_like(prediction))
+
+
+def test_visible_patch_loss__counts_the_patches_that_stayed():
+    prediction, target = torch.zeros(1, 3, 2), torch.tensor([[[100.0, 100.0], [1.0, 3.0], [2.0, 2.0]]])
+    assert visible_patch_loss(prediction, target, torch.tensor([[1.0, 0.0, 0.0]])) == pytest.approx((2.0 + 2.0) / 2)
 
 
 def test_normalize_patches__standardises_each_patch():

@@ -32,6 +32,32 @@ def test_inject_lora__equals_peft(blocks):
     torch.testing.assert_close(blocks(x), reference(x), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.oracle
+def test_inject_lora__trains_as_peft_does_from_the_same_seed(blocks):
+    peft = pytest.importorskip("peft")
+    reference = copy.deepcopy(blocks)
+    peft.inject_adapter_in_model(peft.LoraConfig(r=3, lora_alpha=7, target_modules=["0.attn.proj"]), reference)
+    blocks.requires_grad_(False)
+    torch.manual_seed(1)
+    inject_lora(blocks[0], rank=3, alpha=7.0, targets=["proj"])
+    torch.manual_seed(1)
+    theirs = reference[0].attn.proj
+    theirs.reset_lora_parameters("default", init_lora_weights=True)
+    ours = blocks[0].attn.proj
+    assert torch.equal(ours.lora_A, theirs.lora_A["default"].weight)
+    x = torch.rand(2, 5, 16)
+    for network, layer in ((blocks, ours), (reference, theirs)):
+        trained = [p for p in layer.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(trained, 0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            network(x).square().mean().backward()
+            optimizer.step()
+    update = ours.scaling * ours.lora_B @ ours.lora_A
+    assert update.abs().max() > 1e-4
+    torch.testing.assert_close(update, theirs.get_delta_weight("default"), atol=1e-7, rtol=1e-4)
+
+
 def test_inject_lora__changes_nothing_at_first_and_trains_adapters_alone(blocks):
     x = torch.rand(2, 5, 16)
     before = blocks(x)

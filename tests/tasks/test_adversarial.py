@@ -10,6 +10,7 @@ from maep_lightning.data import ImageDataModule
 from maep_lightning.models.classifiers import create_classifier, save_classifier
 from maep_lightning.tasks import AdversarialFinetuning
 from maep_lightning.tasks.adversarial import WhiteboxAttack
+from maep_lightning.tasks.defence import LoRA
 
 SMALL = {
     "width": 16, "depth": 1, "heads": 2, "decoder_width": 16, "decoder_heads": 2, "refine_depth": 1, "refine_width": 4
@@ -120,6 +121,17 @@ def test_randomisation__is_there_when_asked_for_alone(build, batch, option):
     deterministic, stochastic = build(), build(**option)
     assert torch.equal(deterministic.purify(batch[0]), deterministic.purify(batch[0]))
     assert not torch.equal(stochastic.purify(batch[0]), stochastic.purify(batch[0]))
+
+
+def test_trainable__and_lora_say_what_is_trained(build):
+    def trained(**options):
+        return {name for name, value in build(**options).purifier.mae.named_parameters() if value.requires_grad}
+
+    assert any(name.startswith("blocks") for name in trained())
+    decoder = trained(trainable="decoder")
+    assert decoder
+    assert all(name.startswith("decoder_") or name == "mask_token" for name in decoder)
+    assert all("lora_" in name for name in trained(lora=LoRA()))
 
 
 def test_settings__that_train_nothing_are_refused(build):

@@ -15,7 +15,7 @@ from maep_lightning.models.shapes import create_mae
 from maep_lightning.tasks import PurifierEvaluation, PurifierFinetuning
 from maep_lightning.tasks.base import Optimization
 from maep_lightning.tasks.defence import LoRA
-from maep_lightning.tasks.purification import PairAttack
+from maep_lightning.tasks.pairs import PairAttack
 
 SMALL = {
     "width": 16, "depth": 1, "heads": 2, "decoder_width": 16, "decoder_heads": 2, "refine_depth": 2, "refine_width": 8
@@ -63,23 +63,83 @@ def test_attacked__raises_the_loss_of_the_surrogate_within_eps(classifier_file):
 
 
 @pytest.mark.parametrize(("kind", "power"), [("l1", 1), ("l2", 2)])
-def test_purification_loss__is_the_distance_to_the_clean_image(classifier_file, kind, power):
+def test_losses__b_is_the_distance_to_the_clean_image(classifier_file, kind, power):
     task = PurifierFinetuning(classifier_file, overrides=SMALL, loss=kind)  # fresh residual network: the identity
     attacked, clean = torch.rand(2, 4, 3, 32, 32)
-    loss, _ = task.purification_loss(attacked, clean)
-    torch.testing.assert_close(loss, (attacked - clean).abs().pow(power).mean(), atol=1e-6, rtol=1e-5)
+    terms, _ = task.losses(attacked, clean)
+    assert terms.keys() == {"purification_loss"}
+    expected = (attacked - clean).abs().pow(power).mean()
+    torch.testing.assert_close(terms["purification_loss"], expected, atol=1e-6, rtol=1e-5)
 
 
-def test_consistency__adds_the_divergence_of_the_predictions(classifier_file, tmp_path):
-    losses = {}
-    for weight in (0.0, 5.0):
-        torch.manual_seed(0)
-        task = PurifierFinetuning(classifier_file, overrides=SMALL, consistency=weight, attack=attack(steps=0))
-        losses[weight] = run(task, tmp_path, epochs=2).callback_metrics
-    assert "train/consistency" not in losses[0.0]
-    added = losses[5.0]["train/loss"] - losses[5.0]["train/purification_loss"]
-    # the last of 6 steps: the weight has risen to 5/6 of its end
-    torch.testing.assert_close(added, 5.0 * 5 / 6 * losses[5.0]["train/consistency"], rtol=1e-4, atol=1e-6)
+def by_patch(images):
+    """`(B, 3, 32, 32)` to `(B, 8, 8)`, means over the 4x4 patches and the channels."""
+    return torch.nn.functional.avg_pool2d(images.mean(1, keepdim=True), 4).squeeze(1)
+
+
+@pytest.mark.parametrize("objective", ["A", "C"])
+def test_losses__joint_objectives_are_their_formulas_by_hand(classifier_file, purifier_file, objective):
+    task = PurifierFinetuning(classifier_file, weights=purifier_file, objective=objective, mask_ratio=0.75)
+    attacked, clean = torch.rand(2, 4, 3, 32, 32)
+    with torch.no_grad():
+        torch.manual_seed(5)
+        terms, purified = task.losses(attacked, clean)
+        torch.manual_seed(5)
+        on_attacked = task.purifier.mae(attacked, 0.75)
+        on_clean = task.purifier.mae(clean, 0.75)
+    torch.testing.assert_close(purified, on_attacked.images)
+    distance = by_patch((on_attacked.images - clean).abs())
+    visible = 1 - on_attacked.mask.view(4, 8, 8)
+    masked_pass = on_clean if objective == "A" else on_attacked
+    # What the decoder says, before the refinement, against the normalised clean image: mean 0.5 and deviation 0.25.
+    said = masked_pass.patches.view(4, 8, 8, 4, 4, 3).permute(0, 5, 1, 3, 2, 4).reshape(4, 3, 32, 32)
+    error = by_patch((said - (clean - 0.5) / 0.25).square())
+    removed = masked_pass.mask.view(4, 8, 8)
+    expected = {
+        "purification_loss": distance.mean() if objective == "A" else (distance * visible).sum() / visible.sum(),
+        "masked_loss": (error * removed).sum() / removed.sum(),
+    }
+    assert terms.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(terms[name], value)
+
+
+@pytest.mark.parametrize("objective", ["A", "B", "C"])
+def test_trade_off__weighs_the_pixel_distance(classifier_file, tmp_path, objective):
+    options = {} if objective == "B" else {"trade_off": 3.0}
+    task = PurifierFinetuning(
+        classifier_file, overrides=SMALL, objective=objective, mask_ratio=0.5, attack=attack(steps=0), **options
+    )
+    found = run(task, tmp_path).callback_metrics
+    expected = options.get("trade_off", 1.0) * found["train/purification_loss"] + found.get("train/masked_loss", 0.0)
+    torch.testing.assert_close(found["train/loss"], expected)
+
+
+def test_objective__that_would_ignore_an_option_is_refused(classifier_file):
+    with pytest.raises(ValueError, match="mask_ratio above 0"):
+        PurifierFinetuning(classifier_file, objective="C")
+    with pytest.raises(ValueError, match="needs A or C"):
+        PurifierFinetuning(classifier_file, trade_off=0.5)
+    with pytest.raises(ValueError, match="one of A, B, C"):
+        PurifierFinetuning(classifier_file, objective="two_stage")
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.0, 5.0), (5.0, 5.0), (2.0, 0.0)])
+def test_consistency__goes_linearly_from_its_start_to_its_end(classifier_file, tmp_path, start, end):
+    torch.manual_seed(0)
+    task = PurifierFinetuning(
+        classifier_file, overrides=SMALL, consistency=end, consistency_start=start, attack=attack(steps=0)
+    )
+    found = run(task, tmp_path, epochs=2).callback_metrics
+    added = found["train/loss"] - found["train/purification_loss"]
+    # the last of 6 steps: 5/6 of the way
+    weight = start + (end - start) * 5 / 6
+    torch.testing.assert_close(added, weight * found["train/consistency"], rtol=1e-4, atol=1e-6)
+
+
+def test_consistency__costs_nothing_where_it_has_no_weight(classifier_file, tmp_path):
+    task = PurifierFinetuning(classifier_file, overrides=SMALL, attack=attack(steps=0))
+    assert "train/consistency" not in run(task, tmp_path).callback_metrics
 
 
 def test_clean_fraction__one_trains_on_clean_pairs_alone(classifier_file, tmp_path):
@@ -91,7 +151,7 @@ def test_clean_fraction__one_trains_on_clean_pairs_alone(classifier_file, tmp_pa
 
 def test_refresh__keeps_attacked_images_for_the_epochs_asked_for(classifier_file, tmp_path, monkeypatch):
     counts = {}
-    for refresh in (1, 2, 4):
+    for refresh in (1, 2, 0):
         task = PurifierFinetuning(classifier_file, overrides=SMALL, attack=attack(refresh=refresh, steps=1))
         seen, attacked = [], task.attacked
 
@@ -102,7 +162,7 @@ def test_refresh__keeps_attacked_images_for_the_epochs_asked_for(classifier_file
         monkeypatch.setattr(task, "attacked", counted)
         run(task, tmp_path, epochs=4, limit_val_batches=0)
         counts[refresh] = sum(seen)
-    assert counts == {1: 4 * 96, 2: 2 * 96, 4: 96}
+    assert counts == {1: 4 * 96, 2: 2 * 96, 0: 96}
 
 
 def test_refresh__refuses_images_that_change_between_epochs(classifier_file, tmp_path):
@@ -111,15 +171,82 @@ def test_refresh__refuses_images_that_change_between_epochs(classifier_file, tmp
         run(task, tmp_path, augment=True)
 
 
-def test_lora__moves_the_adapters_alone(classifier_file, purifier_file, tmp_path):
-    task = PurifierFinetuning(
-        classifier_file, weights=purifier_file, lora=LoRA(rank=2, targets=["qkv"]), attack=attack(steps=1),
-        optimization=Optimization(base_lr=0.1),
-    )  # fmt: skip
+def test_cache_dir__serves_a_run_of_another_seed_but_not_of_another_attack(classifier_file, tmp_path, monkeypatch):
+    counts = []
+    for seed, steps in ((0, 1), (1, 1), (1, 2)):
+        torch.manual_seed(seed)
+        options = attack(steps=steps, refresh=0, cache_dir=str(tmp_path / "pairs"))
+        task = PurifierFinetuning(classifier_file, overrides=SMALL, attack=options)
+        made = task.attacked
+        counts.append(0)
+
+        def counted(images, labels, made=made):
+            counts[-1] += len(images)
+            return made(images, labels)
+
+        monkeypatch.setattr(task, "attacked", counted)
+        run(task, tmp_path, epochs=2, limit_val_batches=0)
+    assert counts == [96, 0, 96]
+    assert len(list((tmp_path / "pairs").iterdir())) == 2
+
+
+def test_surrogate__is_what_training_pairs_are_attacked_on(classifier_file, tmp_path):
+    torch.manual_seed(9)
+    other = str(tmp_path / "surrogate.safetensors")
+    save_classifier(create_classifier("resnet8", 10), other, "resnet8", 10)
+    images, labels = torch.rand(4, 3, 32, 32), torch.arange(4)
+    one_step = attack(kind="fgsm")
+
+    def pairs(classifier, surrogate=None):
+        task = PurifierFinetuning(classifier, surrogate=surrogate, overrides=SMALL, attack=one_step)
+        return task.attacked(images, labels), task
+
+    on_victim, on_surrogate = pairs(classifier_file)[0], pairs(other)[0]
+    assert not torch.equal(on_victim, on_surrogate)
+    with_both, task = pairs(classifier_file, other)
+    assert torch.equal(with_both, on_surrogate)
+
+    saver = ModelCheckpoint(dirpath=tmp_path, save_last=True)
+    found = run(task, tmp_path, callbacks=[saver]).callback_metrics
+    content = torch.load(saver.last_model_path, weights_only=True)
+    assert not any(name.startswith(("classifier", "surrogate")) for name in content["state_dict"])
+    # What is watched is the defence of the victim, so the surrogate has no part in it.
+    data = ImageDataModule("digits", val_size=20)
+    images, labels = data.val_set().images.float() / 255, data.val_set().labels
+    purified = task.purifier(attack()(task.classifier, images, labels, torch.Generator().manual_seed(0)))
+    expected = (task.classifier(purified).argmax(1) == labels).float().mean()
+    assert found["val/acc_blind_pgd"] == pytest.approx(expected.item())
+
+
+def moved(task, tmp_path):
     before = copy.deepcopy(task.purifier.state_dict())
     run(task, tmp_path)
-    moved = {name for name, value in task.purifier.state_dict().items() if not torch.equal(value, before[name])}
-    assert moved == {f"mae.decoder_blocks.0.attn.qkv.lora_{x}" for x in "AB"}
+    return {name for name, value in task.purifier.state_dict().items() if not torch.equal(value, before[name])}
+
+
+DEEP = {**SMALL, "refine_depth": 1, "refine_width": 4}
+STRONG = {"attack": PairAttack(steps=1, bf16=False), "optimization": Optimization(base_lr=0.1, weight_decay=0.5)}
+
+
+def test_lora__moves_the_adapters_alone(classifier_file, tmp_path):
+    # The deep refinement has running statistics, which no optimiser moves.
+    lora = LoRA(rank=2, targets=["qkv"])
+    task = PurifierFinetuning(classifier_file, shape="maep_deep_patch4_32", overrides=DEEP, lora=lora, **STRONG)
+    assert moved(task, tmp_path) == {f"mae.decoder_blocks.0.attn.qkv.lora_{x}" for x in "AB"}
+
+
+def test_trainable__decoder_moves_every_weight_of_it_and_nothing_else(classifier_file, tmp_path):
+    task = PurifierFinetuning(
+        classifier_file, shape="maep_deep_patch4_32", overrides=DEEP, trainable="decoder", mask_ratio=0.5, **STRONG
+    )
+    decoder = {name for name in task.purifier.state_dict() if "decoder" in name or "mask_token" in name}
+    assert len(decoder) > 10
+    assert moved(task, tmp_path) == decoder
+
+
+def test_trainable__together_with_lora_is_refused(classifier_file):
+    with pytest.raises(ValueError, match="choose one"):
+        PurifierFinetuning(classifier_file, trainable="decoder", lora=LoRA())
 
 
 def test_finetuning__trains_another_architecture_the_same_way(classifier_file, tmp_path):
@@ -129,7 +256,7 @@ def test_finetuning__trains_another_architecture_the_same_way(classifier_file, t
     images = torch.rand(2, 3, 32, 32)
     exported = load_purifier(tmp_path / "purifier.safetensors")
     torch.testing.assert_close(exported(images), task.purifier.eval()(images), atol=1e-6, rtol=0)
-    with pytest.raises(ValueError, match="disco_small has not"):
+    with pytest.raises(ValueError, match="this is disco"):
         PurifierFinetuning(classifier_file, **disco, lora=LoRA())
 
 
@@ -185,7 +312,7 @@ def test_evaluation__counts_clean_accuracy_with_and_without_the_purifier(classif
 
 
 def test_evaluation__says_what_is_missing(classifier_file):
-    with pytest.raises(ValueError, match="Give a classifier"):
+    with pytest.raises(ValueError, match="Give the file of a classifier"):
         PurifierEvaluation()
     with pytest.raises(ValueError, match="predict needs a purifier"):
         PurifierEvaluation(classifier_file).predict_step((torch.rand(1, 3, 32, 32),), 0)

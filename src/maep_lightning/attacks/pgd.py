@@ -1,4 +1,4 @@
-"""Projected gradient descent, the attack that makes training pairs."""
+"""Projected gradient descent, plain or with momentum: the iterative attacks of the literature are settings of it."""
 
 from collections.abc import Callable
 
@@ -17,13 +17,14 @@ def pgd(
     model: Callable[[Tensor], Tensor],
     images: Tensor,
     labels: Tensor,
-    eps: float,
-    step_size: float,
+    eps: float | Tensor,
+    step_size: float | Tensor,
     steps: int,
     norm: Norm = "Linf",
     random_start: bool = True,
     generator: torch.Generator | None = None,
     draws: int = 1,
+    momentum: float | None = None,
 ) -> Tensor:
     """Maximise the cross-entropy of a classifier inside a ball around each image (Madry et al. 2018).
 
@@ -31,13 +32,15 @@ def pgd(
         model: Images `(B, C, H, W)` in [0, 1] to logits `(B, K)`.
         images: `(B, C, H, W)` in [0, 1].
         labels: `(B,)`.
-        eps: Radius on the [0, 1] scale.
-        step_size: Length of a step on the [0, 1] scale.
+        eps: Radius on the [0, 1] scale; of each sample, if a tensor `(B, 1, 1, 1)`, which is not checked.
+        step_size: Length of a step on the [0, 1] scale; likewise.
         steps: Number of steps; each costs one forward and one backward pass a draw.
         norm: `Linf` or `L2`.
         random_start: Whether to start from a random point of the ball instead of the image.
         generator: Source of the start, on the device of `images`; the global one if None.
         draws: Calls of a stochastic model over which each gradient is averaged (EOT, Athalye et al. 2018).
+        momentum: Decay of an accumulated gradient that is followed in place of the gradient, each gradient scaled to L1
+            length 1 before it is added (Dong et al. 2018, Algorithm 1); None for none.
 
     Returns:
         Adversarial images `(B, C, H, W)` in [0, 1], detached.
@@ -45,29 +48,37 @@ def pgd(
     Raises:
         ValueError: If `eps` is above 1 in Linf, or the norm is not supported.
     """
-    check_radius(eps, norm)
+    if not isinstance(eps, Tensor):
+        check_radius(eps, norm)
     if norm not in ("Linf", "L2"):
         raise ValueError(f"pgd supports Linf and L2, not {norm}; AutoAttack's components cover L1.")
     delta = torch.zeros_like(images)
     if random_start:
         delta = torch.rand(images.shape, device=images.device, generator=generator) * 2 - 1
         delta = delta * eps if norm == "Linf" else _project_l2(delta, eps)
+    velocity = torch.zeros_like(images)
     for _ in range(steps):
         adversarial = (images + delta).clamp(0, 1).requires_grad_()
-        gradient = torch.zeros_like(images)
+        direction = torch.zeros_like(images)
         for _ in range(draws):
             with torch.enable_grad():
                 loss = F.cross_entropy(model(adversarial).float(), labels, reduction="sum")
-                gradient += torch.autograd.grad(loss, adversarial)[0]
+                direction += torch.autograd.grad(loss, adversarial)[0]
+        if momentum is not None:
+            direction = velocity = momentum * velocity + direction / lengths(direction, 1)
         delta = adversarial.detach() - images
         if norm == "Linf":
-            delta = (delta + step_size * gradient.sign()).clamp(-eps, eps)
+            delta = (delta + step_size * direction.sign()).clamp(-eps, eps)  # type: ignore[arg-type]
         else:
-            length = gradient.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
-            delta = _project_l2(delta + step_size * gradient / length, eps)
+            delta = _project_l2(delta + step_size * direction / lengths(direction, 2), eps)
     return (images + delta).clamp(0, 1).detach()
 
 
-def _project_l2(delta: Tensor, eps: float) -> Tensor:
-    length: Tensor = delta.flatten(1).norm(dim=1).clamp(min=1e-12).view(-1, 1, 1, 1)
-    return delta * (eps / length).clamp(max=1)
+def lengths(images: Tensor, order: int) -> Tensor:
+    """Length of each sample of `(B, C, H, W)` in the L1 or L2 norm, `(B, 1, 1, 1)`, at least 1e-12."""
+    length: Tensor = images.flatten(1).norm(p=order, dim=1).clamp(min=1e-12)
+    return length.view(-1, 1, 1, 1)
+
+
+def _project_l2(delta: Tensor, eps: float | Tensor) -> Tensor:
+    return delta * (eps / lengths(delta, 2)).clamp(max=1)

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from maep_lightning.attacks.pgd import pgd
-from maep_lightning.attacks.threat import Norm, check_radius
+from maep_lightning.attacks.pgd import lengths, pgd
+from maep_lightning.attacks.threat import Norm
 
 
 @dataclass(frozen=True)
@@ -73,36 +72,10 @@ def simple_attack(
         ValueError: If the radius cannot be meant, or the norm is not supported.
     """
     recipe = SIMPLE[name]
-    size = recipe.step * eps
-    if recipe.momentum is None:
-        return pgd(model, images, labels, eps, size, recipe.steps, norm, recipe.random_start, generator)
-    return _momentum(model, images, labels, eps, size, recipe.steps, recipe.momentum, norm)
-
-
-def _momentum(
-    model: Callable[[Tensor], Tensor],
-    images: Tensor,
-    labels: Tensor,
-    eps: float,
-    step: float,
-    steps: int,
-    decay: float,
-    norm: Norm,
-) -> Tensor:
-    """Iterate along an accumulated gradient, each gradient scaled to L1 length 1 before it is added."""
-    check_radius(eps, norm)
-    adversarial, velocity = images.clone(), torch.zeros_like(images)
-    for _ in range(steps):
-        point = adversarial.detach().requires_grad_()
-        with torch.enable_grad():
-            loss = F.cross_entropy(model(point).float(), labels, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, point)
-        velocity = decay * velocity + gradient / _length(gradient, 1)
-        move = velocity.sign() if norm == "Linf" else velocity / _length(velocity, 2)
-        delta = adversarial.detach() + step * move - images
-        delta = delta.clamp(-eps, eps) if norm == "Linf" else delta * (eps / _length(delta, 2)).clamp(max=1)
-        adversarial = (images + delta).clamp(0, 1)
-    return adversarial.detach()
+    return pgd(
+        model, images, labels, eps, recipe.step * eps, recipe.steps, norm, recipe.random_start, generator,
+        momentum=recipe.momentum,
+    )  # fmt: skip
 
 
 def random_corner(images: Tensor, eps: float, norm: Norm, generator: torch.Generator) -> Tensor:
@@ -121,15 +94,10 @@ def random_corner(images: Tensor, eps: float, norm: Norm, generator: torch.Gener
         delta = torch.randint(0, 2, images.shape, generator=generator).to(images.dtype) * 2 - 1
     elif norm == "L2":
         delta = torch.randn(images.shape, generator=generator)
-        delta = delta / _length(delta, 2)
+        delta = delta / lengths(delta, 2)
     else:
         flat = images[0].numel()
         places = torch.randint(0, flat, (len(images), 1), generator=generator)
         signs = torch.randint(0, 2, (len(images), 1), generator=generator).to(images.dtype) * 2 - 1
         delta = torch.zeros(len(images), flat).scatter(1, places, signs).view(images.shape)
     return (images + eps * delta.to(images.device)).clamp(0, 1)
-
-
-def _length(images: Tensor, order: int) -> Tensor:
-    length: Tensor = images.flatten(1).norm(p=order, dim=1).clamp(min=1e-12)
-    return length.view(-1, 1, 1, 1)

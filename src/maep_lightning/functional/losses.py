@@ -48,6 +48,21 @@ def masked_patch_loss(prediction: Tensor, target: Tensor, mask: Tensor, kind: Pi
     return (per_patch * mask).sum() / mask.sum().clamp(min=1)
 
 
+def visible_patch_loss(prediction: Tensor, target: Tensor, mask: Tensor, kind: PixelLoss = "l1") -> Tensor:
+    """Mean distance over the patches that stayed: what the purification loss adds to the masked one in MAEP's Eq. (12).
+
+    Args:
+        prediction: Patches `(B, L, P)`.
+        target: Patches `(B, L, P)`.
+        mask: `(B, L)`, 1 for removed patches.
+        kind: As in `pixel_distance`.
+
+    Returns:
+        A scalar.
+    """
+    return masked_patch_loss(prediction, target, 1 - mask, kind)
+
+
 def normalize_patches(patches: Tensor) -> Tensor:
     """Patches standardised by their own mean and variance (`norm_pix_loss` of MAE).
 

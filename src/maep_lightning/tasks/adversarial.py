@@ -11,7 +11,7 @@ from maep_lightning.attacks.pgd import pgd
 from maep_lightning.attacks.threat import Epsilon, check_radius
 from maep_lightning.functional.losses import PixelLoss, pixel_distance
 from maep_lightning.tasks.base import Optimization
-from maep_lightning.tasks.defence import LoRA, PurifierTask
+from maep_lightning.tasks.defence import LoRA, PurifierTask, Trainable
 
 
 @dataclass
@@ -65,7 +65,8 @@ class AdversarialFinetuning(PurifierTask):
         noise: Standard deviation of the Gaussian noise added to the purifier's input, on the [0, 1] scale, under attack
             too.
         attack: The attack through purifier and classifier.
-        lora: Train adapters of this kind on the decoder instead of the whole network.
+        trainable: `all`, or `decoder` for the ViT decoder alone, at full rank.
+        lora: Train adapters of this kind on the decoder, and nothing else.
         optimization: The optimiser's settings.
 
     Raises:
@@ -88,11 +89,12 @@ class AdversarialFinetuning(PurifierTask):
         mask_ratio: float = 0.0,
         noise: float = 0.0,
         attack: WhiteboxAttack | None = None,
+        trainable: Trainable = "all",
         lora: LoRA | None = None,
         optimization: Optimization | None = None,
     ) -> None:
         super().__init__(
-            classifier, classifier_name, num_classes, weights, shape, overrides, lora=lora, optimization=optimization
+            classifier, classifier_name, num_classes, weights, shape, overrides, trainable, lora, optimization
         )
         self.save_hyperparameters(ignore=["optimization", "attack", "lora"])
         self.attack = attack or WhiteboxAttack()

@@ -3,15 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from maep_lightning.models.classifiers import load_classifier
 from maep_lightning.models.lora import Target, inject_lora
+from maep_lightning.models.mae import MaskedAutoencoder
 from maep_lightning.models.purifier import Purifier
 from maep_lightning.models.registry import create_purifier, load_trained
 from maep_lightning.tasks.base import Optimization, Task
+
+Trainable = Literal["all", "decoder"]
 
 
 @dataclass
@@ -39,8 +42,12 @@ class PurifierTask(Task):
         weights: File of the purifier to start from, such as the one pre-training left; None starts from scratch.
         shape: Name of the architecture, used when `weights` is None.
         overrides: Fields of the shape to replace, used when `weights` is None.
-        lora: Train adapters of this kind on the decoder instead of the whole network.
+        trainable: `all`, or `decoder` for the ViT decoder alone, at full rank; encoder and refinement are frozen.
+        lora: Train adapters of this kind on the decoder, and nothing else.
         optimization: The optimiser's settings.
+
+    Raises:
+        ValueError: If both a `trainable` part and `lora` are asked for, or either of a purifier without a decoder.
     """
 
     def __init__(
@@ -51,6 +58,7 @@ class PurifierTask(Task):
         weights: str | None = None,
         shape: str = "maep_conv_patch4_32",
         overrides: dict[str, Any] | None = None,
+        trainable: Trainable = "all",
         lora: LoRA | None = None,
         optimization: Optimization | None = None,
     ) -> None:
@@ -60,30 +68,56 @@ class PurifierTask(Task):
             self.purifier = create_purifier(shape, **(overrides or {}))
         else:
             self.purifier = load_trained(weights).train()
+        if trainable != "all" and lora is not None:
+            raise ValueError(f"lora trains adapters alone, trainable = {trainable} the layers themselves: choose one.")
+        if trainable == "decoder" or lora is not None:
+            # In evaluation mode, so that the running statistics of a frozen refinement stay as well.
+            self.purifier.requires_grad_(False).eval()
+        if trainable == "decoder":
+            for name, parameter in self.mae.named_parameters():
+                parameter.requires_grad = name.startswith("decoder_") or name == "mask_token"
         if lora is not None:
-            if not isinstance(self.purifier, Purifier):
-                raise ValueError(f"LoRA adapts the decoder of a masked autoencoder, which {weights or shape} has not.")
-            self.purifier.requires_grad_(False)
-            inject_lora(self.purifier.mae.decoder_blocks, lora.rank, lora.alpha, lora.targets)
+            inject_lora(self.mae.decoder_blocks, lora.rank, lora.alpha, lora.targets)
+
+    @property
+    def mae(self) -> MaskedAutoencoder:
+        """The masked autoencoder that the purifier is.
+
+        Raises:
+            ValueError: If it is of another architecture.
+        """
+        if not isinstance(self.purifier, Purifier):
+            name = self.purifier.architecture
+            raise ValueError(
+                f"A decoder of its own, and masked patches, has a masked autoencoder only; this is {name}."
+            )
+        return self.purifier.mae
+
+    def frozen(self) -> dict[str, nn.Module]:
+        """The networks beside the purifier, by the name of their attribute."""
+        return {name: network for name, network in self.named_children() if network is not self.purifier}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen classifier out: it comes from its own file."""
-        for name in self.classifier.state_dict():
-            del checkpoint["state_dict"][f"classifier.{name}"]
+        """Leave the frozen networks out: they come from their own files."""
+        for child, network in self.frozen().items():
+            for name in network.state_dict():
+                del checkpoint["state_dict"][f"{child}.{name}"]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the classifier of the file in."""
-        for name, value in self.classifier.state_dict().items():
-            checkpoint["state_dict"][f"classifier.{name}"] = value
+        """Put the frozen networks of the files in."""
+        for child, network in self.frozen().items():
+            for name, value in network.state_dict().items():
+                checkpoint["state_dict"][f"{child}.{name}"] = value
 
     def trained(self) -> nn.Module:
         """The purifier."""
         return self.purifier
 
     def on_fit_start(self) -> None:
-        """Also keep the classifier in evaluation mode, which Lightning does not promise."""
+        """Also keep frozen networks in evaluation mode, which Lightning does not promise."""
         super().on_fit_start()
-        self.classifier.eval()
+        for network in self.frozen().values():
+            network.eval()
 
     def export(self, path: Path, provenance: dict[str, Any]) -> None:
         """Write the purifier, adapters merged."""

@@ -44,7 +44,7 @@ class PurifierEvaluation(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         if classifier is None and purifier is None:
-            raise ValueError("Give a classifier, a purifier, or both: there is nothing to evaluate.")
+            raise ValueError("Give the file of a classifier, a purifier, or both: there is nothing to evaluate.")
         self.classifier: nn.Module | None = None
         if classifier is not None:
             self.classifier = load_classifier(classifier, classifier_name, num_classes)

@@ -1,63 +1,62 @@
-"""Stages 2 and 3: purification fine-tuning on (attacked, clean) pairs, of the whole network or of LoRA adapters."""
+"""Stages 2 and 3: purification fine-tuning on (attacked, clean) pairs, and the joint training of MAEP's Eq. (12)."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from maep_lightning.attacks.pgd import pgd
-from maep_lightning.attacks.threat import Epsilon, Norm, check_radius
 from maep_lightning.functional.augment import random_flip
-from maep_lightning.functional.losses import PixelLoss, pixel_distance
+from maep_lightning.functional.losses import PixelLoss, pixel_distance, visible_patch_loss
+from maep_lightning.functional.patches import patchify
+from maep_lightning.models.classifiers import load_classifier
 from maep_lightning.tasks.base import Optimization
-from maep_lightning.tasks.defence import LoRA, PurifierTask
+from maep_lightning.tasks.defence import LoRA, PurifierTask, Trainable
+from maep_lightning.tasks.pairs import PairAttack, PairPool
 
-
-@dataclass
-class PairAttack:
-    """The attack that makes the training pairs: PGD on the frozen surrogate, never through the purifier.
-
-    Args:
-        eps: Radius on the [0, 1] scale, written as 8/255.
-        step_size: Length of a step.
-        steps: Number of steps; 0 gives random noise.
-        norm: `Linf` or `L2`.
-        bf16: Whether the attack's passes run in bfloat16, which is cheaper; pairs need not be optimal.
-        refresh: Epochs for which a sample's attacked image is kept before it is attacked anew; 1 attacks at every use.
-    """
-
-    eps: Epsilon = field(default_factory=lambda: Epsilon("8/255"))
-    step_size: Epsilon = field(default_factory=lambda: Epsilon("2/255"))
-    steps: int = 10
-    norm: Norm = "Linf"
-    bf16: bool = True
-    refresh: int = 1
+Objective = Literal["A", "B", "C"]
 
 
 class PurifierFinetuning(PurifierTask):
     """Teach a masked autoencoder to return the clean image of an attacked one.
 
-    The loss is the distance between the purified attacked image and the clean one (MAEP's purification loss, l1), over
-    the visible patches and, where some are removed, the removed ones alike. `consistency` adds the divergence between
-    the frozen surrogate's predictions on the purified and on the clean image; 0 is the paper's loss. Its weight rises
-    linearly over the training: a network that cannot denoise yet answers it by giving up detail.
+    With x the clean image, x' the attacked one, P_r the network at mask ratio r, d the pixel distance and MLM the loss
+    of pre-training (l2 on the removed patches, in the normalised space), the loss is by `objective`
+
+    - B: d(P_r(x'), x) over all patches: the purification loss of the two-stage method, MAEP's Eq. (2). From scratch and
+      at r > 0 it is a joint training too, Eq. (12) with one distance on removed and visible patches;
+    - A: MLM(P_r(x), x) + `trade_off` x d(P_r(x'), x);
+    - C: MLM(P_r(x'), x) + `trade_off` x d(P_r(x'), x) over the visible patches.
+
+    A and C are the other readings of Eq. (12), whose public text leaves open which images the masked term sees.
+    `consistency` adds the divergence between the frozen classifier's predictions on the purified and on the clean
+    image; 0 is the paper's loss.
 
     Args:
-        classifier: File of the frozen surrogate that is attacked.
-        classifier_name: What network the surrogate's file holds, if it does not say it itself.
+        classifier: File of the frozen classifier.
+        classifier_name: What network the classifier's file holds, if it does not say it itself.
         num_classes: Number of classes K, needed with `classifier_name`.
+        surrogate: File of another classifier that the training attack works on; None attacks the classifier itself.
+        surrogate_name: What network the surrogate's file holds, if it does not say it itself.
         weights: File of the purifier to start from, such as the one pre-training left; None starts from scratch.
         shape: Name of the architecture, used when `weights` is None.
         overrides: Fields of the shape to replace, used when `weights` is None.
+        objective: `A`, `B` or `C`.
+        trade_off: Weight of the pixel distance in A and C, the paper's lambda.
         mask_ratio: Share of removed patches while training; the paper takes 0.5, and 0 for LoRA.
-        loss: `l1` (the paper), `l2` or `charbonnier`.
+        loss: The pixel distance: `l1` (the paper), `l2` or `charbonnier`.
         consistency: Weight of the consistency term at the end of the training.
+        consistency_start: Its weight at the beginning; it changes linearly. 0 for a network that cannot denoise yet,
+            which answers the term by giving up detail; that of the end for one that can, as in the LoRA stage.
         clean_fraction: Share of the samples of a batch that stay unattacked, so that clean images pass unharmed.
         attack: How the pairs are made.
-        lora: Train adapters of this kind on the decoder instead of the whole network.
+        trainable: `all`, or `decoder` for the ViT decoder alone, at full rank.
+        lora: Train adapters of this kind on the decoder, and nothing else.
         optimization: The optimiser's settings.
+
+    Raises:
+        ValueError: If settings contradict each other.
     """
 
     def __init__(
@@ -65,88 +64,111 @@ class PurifierFinetuning(PurifierTask):
         classifier: str,
         classifier_name: str | None = None,
         num_classes: int | None = None,
+        surrogate: str | None = None,
+        surrogate_name: str | None = None,
         weights: str | None = None,
         shape: str = "maep_conv_patch4_32",
         overrides: dict[str, Any] | None = None,
+        objective: Objective = "B",
+        trade_off: float = 1.0,
         mask_ratio: float = 0.0,
         loss: PixelLoss = "l1",
         consistency: float = 0.0,
+        consistency_start: float = 0.0,
         clean_fraction: float = 0.0,
         attack: PairAttack | None = None,
+        trainable: Trainable = "all",
         lora: LoRA | None = None,
         optimization: Optimization | None = None,
     ) -> None:
         super().__init__(
-            classifier, classifier_name, num_classes, weights, shape, overrides, lora=lora, optimization=optimization
+            classifier, classifier_name, num_classes, weights, shape, overrides, trainable, lora, optimization
         )
         self.save_hyperparameters(ignore=["optimization", "attack", "lora"])
+        if objective not in get_args(Objective):
+            raise ValueError(f"Unknown objective {objective!r}; choose one of {', '.join(get_args(Objective))}.")
+        if objective == "B" and trade_off != 1:
+            raise ValueError(f"Objective B has one term, nothing to trade off: trade_off = {trade_off} needs A or C.")
+        if objective != "B" and mask_ratio == 0:
+            raise ValueError(f"Objective {objective} learns from removed patches: give it a mask_ratio above 0.")
+        self.surrogate: nn.Module | None = None
+        if surrogate is not None:
+            self.surrogate = load_classifier(surrogate, surrogate_name, num_classes)
         self.attack = attack or PairAttack()
-        check_radius(self.attack.eps, self.attack.norm)
+        self.objective = objective
+        self.trade_off = trade_off
         self.mask_ratio = mask_ratio
         self.loss_kind = loss
-        self.consistency = consistency
+        self.consistency = (consistency_start, consistency)
         self.clean_fraction = clean_fraction
-        self._pool: Tensor | None = None
-        self._age: Tensor | None = None
+        self._pool: PairPool | None = None
 
-    def attacked(self, images: Tensor, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Attack images `(B, 3, H, W)` in [0, 1] on the surrogate.
+    @property
+    def attack_on(self) -> nn.Module:
+        """The frozen classifier that training pairs are attacked on."""
+        return self.classifier if self.surrogate is None else self.surrogate
 
-        Returns:
-            Attacked images of the same shape, detached.
-        """
-        settings = self.attack
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=settings.bf16):
-            return pgd(
-                self.classifier, images, labels, settings.eps, settings.step_size, settings.steps, settings.norm,
-                generator=generator,
-            )  # fmt: skip
+    def attacked(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Attack images `(B, 3, H, W)` in [0, 1] with labels `(B,)` as training pairs are; the same shape, detached."""
+        return self.attack(self.attack_on, images, labels)
 
     def training_pairs(self, images: Tensor, labels: Tensor, index: Tensor) -> Tensor:
-        """The attacked images of a training batch, from the pool where they are young enough.
+        """The attacked images of a training batch, from the pool where they are kept.
 
         Args:
-            images: `(B, 3, H, W)` in [0, 1], not augmented when `refresh` is above 1.
+            images: `(B, 3, H, W)` in [0, 1], not augmented unless `attack.refresh` is 1.
             labels: `(B,)`.
             index: `(B,)`, the position of each sample in the training set.
 
         Returns:
             `(B, 3, H, W)` in [0, 1].
-        """
-        if self.attack.refresh <= 1:
-            return self.attacked(images, labels)
-        if self._pool is None or self._age is None:
-            if self.trainer.datamodule.augment:  # type: ignore[attr-defined]
-                raise ValueError(
-                    "attack.refresh above 1 keeps attacked images for later epochs, so the data must not be augmented "
-                    "before: set data.init_args.augment to false. Pairs are still flipped, both images alike."
-                )
-            size = self.trainer.datamodule.train_size  # type: ignore[attr-defined]
-            self._pool = torch.empty(size, *images.shape[1:], dtype=torch.uint8, device=images.device)
-            self._age = torch.full((size,), self.attack.refresh, device=images.device)
-        stale = self._age[index] >= self.attack.refresh
-        if stale.any():
-            fresh = self.attacked(images[stale], labels[stale])
-            self._pool[index[stale]] = (fresh * 255).round().to(torch.uint8)
-            self._age[index[stale]] = 0
-        self._age[index] += 1
-        return self._pool[index].float() / 255
 
-    def purification_loss(
-        self, attacked: Tensor, clean: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Distance between the purified attacked images and the clean ones, and the purified images.
+        Raises:
+            ValueError: If images are to be kept that are augmented anew in each epoch.
+        """
+        if self.attack.refresh == 1:
+            return self.attacked(images, labels)
+        if self._pool is None:
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            if data.augment:
+                raise ValueError(
+                    f"attack.refresh = {self.attack.refresh} keeps attacked images for later epochs, so the data must"
+                    " not be augmented before: set data.init_args.augment to false. Pairs are still flipped, both"
+                    " images alike."
+                )
+            file = self.attack.cache_file(self.attack_on, *data.train_set())
+            self._pool = PairPool(data.train_size, images.shape[1:], images.device, self.attack.refresh, file)
+        return self._pool.take(index, lambda rows: self.attacked(images[rows], labels[rows]))
+
+    def on_train_epoch_end(self) -> None:
+        """Bring pairs to disk, where that is asked for."""
+        if self._pool is not None and self.trainer.is_global_zero:
+            self._pool.save()
+
+    def losses(self, attacked: Tensor, clean: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The terms of the objective, before their weights, and the purified images.
 
         Args:
             attacked: `(B, 3, H, W)` in [0, 1].
             clean: `(B, 3, H, W)` in [0, 1].
-            generator: Source of the masks.
 
         Returns:
-            A scalar, on the [0, 1] pixel scale, and the purified images.
+            Scalars, `purification_loss` on the [0, 1] pixel scale and, in A and C, `masked_loss`; and the output
+            `(B, 3, H, W)` for the attacked images.
         """
-        purified = self.purifier.restore(attacked, self.mask_ratio, generator)
-        return pixel_distance(purified, clean, self.loss_kind).mean(), purified
+        if self.objective == "B":
+            purified = self.purifier.restore(attacked, self.mask_ratio)
+            return {"purification_loss": pixel_distance(purified, clean, self.loss_kind).mean()}, purified
+        mae = self.mae
+        output = mae(attacked, self.mask_ratio)
+        if self.objective == "C":
+            images, target = (patchify(x, mae.config.patch_size) for x in (output.images, clean))
+            distance = visible_patch_loss(images, target, output.mask, self.loss_kind)
+            masked = mae.reconstruction_loss(clean, output)
+        else:
+            distance = pixel_distance(output.images, clean, self.loss_kind).mean()
+            masked = mae.reconstruction_loss(clean, mae(clean, self.mask_ratio))
+        return {"purification_loss": distance, "masked_loss": masked}, output.images
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step on (attacked, clean) pairs."""
@@ -157,24 +179,28 @@ class PurifierFinetuning(PurifierTask):
         if self.clean_fraction:
             untouched = torch.rand(len(clean), 1, 1, 1, device=clean.device) < self.clean_fraction
             attacked = torch.where(untouched, clean, attacked)
-        loss, purified = self.purification_loss(attacked, clean)
-        self.log("train/purification_loss", loss.detach())
-        if self.consistency:
+        terms, purified = self.losses(attacked, clean)
+        loss = self.trade_off * terms["purification_loss"] + terms.get("masked_loss", 0.0)
+        if any(self.consistency):
             with torch.no_grad():
                 target = self.classifier(clean).float().softmax(dim=1)
             prediction = self.classifier(purified.clamp(0, 1)).float().log_softmax(dim=1)
-            divergence = F.kl_div(prediction, target, reduction="batchmean")
-            self.log("train/consistency", divergence.detach())
+            terms["consistency"] = F.kl_div(prediction, target, reduction="batchmean")
+            start, end = self.consistency
             progress = self.trainer.global_step / self.trainer.estimated_stepping_batches
-            loss = loss + self.consistency * progress * divergence
+            loss = loss + (start + (end - start) * progress) * terms["consistency"]
+        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Purification loss, and purified clean accuracy, on held-out images attacked with a fixed start."""
+        """Purification loss, and purified clean accuracy, on held-out images under PGD on the classifier.
+
+        It is the same attack at full radius from a fixed start whatever pairs are made of, so that runs compare.
+        """
         clean, labels = batch[0], batch[1]
         generator = torch.Generator(clean.device).manual_seed(batch_idx)
-        attacked = self.attacked(clean, labels, generator)
+        attacked = replace(self.attack, kind="pgd", eps_low=None)(self.classifier, clean, labels, generator)
         purified = self.purifier(attacked)
         self.log_mean("val/purification_loss", (purified - clean).abs().mean(), len(labels))
         for name, images in (("acc_purified", self.purifier(clean)), ("acc_blind_pgd", purified)):
