@@ -17,6 +17,7 @@ VERBS = {
     "attack": "test",
     "blind": "test",
     "ladder": "test",
+    "stochastic": "test",
     "predict": "predict",
 }
 

@@ -53,7 +53,7 @@ class AutoAttackCallback(Callback):
         cache_dir: Folder that keeps attacks on the bare classifier, so that the next purifier is judged blind at once.
         reference: JSON file of published rows to print beside the results.
         classifier_name: How the report calls the classifier; its file if None.
-        purifier_name: How the report calls the purifier; its file if None.
+        purifier_name: How the report calls the purifier; its file, and the options of `RepeatedPurifier`, if None.
         training_data: What both were trained on, for the report.
         surrogate: File of the classifier that the transfer threat attacks; needed for that one only.
         surrogate_name: What network the surrogate's file holds, if it does not say it itself.
@@ -189,11 +189,13 @@ class AutoAttackCallback(Callback):
     def _subject(self, pl_module: LightningModule, data: Any, purifier: nn.Module | None) -> Subject:
         files = dict(pl_module.hparams)
         names = getattr(data, "class_names", None)
+        repeats = ", ".join(f"{name}={value}" for name, value in getattr(pl_module, "repeats", {}).items())
+        purifier_name = str(files.get("purifier") or "purifier") + (f" ({repeats})" if repeats else "")
         return Subject(
             dataset=str(getattr(data, "hparams", {}).get("dataset", type(data).__name__)),
             split="test",
             classifier=self.classifier_name or str(files.get("classifier") or "classifier"),
-            purifier=self.purifier_name or str(files.get("purifier") or "purifier"),
+            purifier=self.purifier_name or purifier_name,
             policy=str(getattr(purifier, "policy", "native")),
             class_names=None if names is None else tuple(str(name) for name in names),
             training_data=self.training_data,

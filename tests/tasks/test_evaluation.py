@@ -1,0 +1,107 @@
+"""The options of a purifier at test time: through the task, `lightning test`, the report and `maep verify`."""
+
+import json
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from maep_lightning.attacks.threat import Epsilon
+from maep_lightning.callbacks import AutoAttackCallback
+from maep_lightning.cli import main
+from maep_lightning.data import ImageDataModule
+from maep_lightning.models.classifiers import create_classifier, load_classifier, save_classifier
+from maep_lightning.models.defended import DefendedClassifier
+from maep_lightning.models.purifier import Purifier
+from maep_lightning.models.repeated import RepeatedPurifier
+from maep_lightning.models.shapes import create_mae
+from maep_lightning.tasks import PurifierEvaluation
+
+SMALL = {"width": 16, "depth": 1, "heads": 2, "decoder_width": 16, "decoder_heads": 2, "refine_width": 8}
+VOTE = {"mask_ratio": 0.5, "masks": 2, "aggregate": "vote", "passes": 2}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    torch.manual_seed(0)
+    save_classifier(create_classifier("resnet8", 10), folder / "classifier.safetensors", "resnet8", 10)
+    Purifier(create_mae("maep_conv_patch4_32", residual=False, **SMALL)).save_pretrained(folder / "p.safetensors")
+    return str(folder / "classifier.safetensors"), str(folder / "p.safetensors")
+
+
+def test_defaults__are_the_purifier_itself(files):
+    assert type(PurifierEvaluation(*files).purifier) is Purifier
+
+
+@pytest.mark.parametrize("name", VOTE)
+def test_options__each_is_heard(files, name):
+    """The same draws with one option changed: other logits."""
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    other = VOTE | {"mask_ratio": {"mask_ratio": 0.25}, "masks": {"masks": 3}, "aggregate": {"aggregate": "mean"},
+                    "passes": {"passes": 1}}[name]  # fmt: skip
+    logits = []
+    for options in (VOTE, other):
+        task = PurifierEvaluation(*files, **options).eval()
+        torch.manual_seed(0)
+        with torch.no_grad():
+            logits.append(DefendedClassifier(task.purifier, task.classifier)(images))
+    assert not torch.allclose(*(each.softmax(1) for each in logits), atol=1e-6)
+
+
+def test_test_step__counts_what_the_vote_says(files):
+    task = PurifierEvaluation(*files, **VOTE).eval()
+    images = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    defended = DefendedClassifier(
+        RepeatedPurifier(Purifier.from_pretrained(files[1]), **VOTE), load_classifier(files[0])
+    )
+    logged = {}
+    task.log = lambda name, metric, **options: logged.update({name: float(metric.compute())})
+    with torch.no_grad():
+        torch.manual_seed(0)
+        labels = defended(images).argmax(1)
+        labels[:3] = (labels[:3] + 1) % 10
+        torch.manual_seed(0)
+        task.test_step((images, labels), 0)
+    assert logged["test/acc_purified"] == 5 / 8
+
+
+def test_predict_step__writes_one_image_of_several_masks_and_none_of_a_vote(files):
+    images = torch.rand(2, 3, 32, 32)
+    task = PurifierEvaluation(None, files[1], **(VOTE | {"aggregate": "mean"})).eval()
+    assert task.predict_step((images,), 0).shape == images.shape
+    with pytest.raises(ValueError, match="aggregate mean"):
+        PurifierEvaluation(None, files[1], **VOTE).predict_step((images,), 0)
+
+
+def test_options__need_a_purifier(files):
+    with pytest.raises(ValueError, match="masks, passes are options of a purifier"):
+        PurifierEvaluation(files[0], masks=2, passes=2)
+
+
+def test_callback__stochastic_purifier_from_the_task_to_verify(files, tmp_path, capsys):
+    budget = {"apgd_steps": 2, "fab_steps": 1, "square_queries": 2, "targets": 1}
+    budget |= {"eot_draws": 2, "eot_steps": 3, "judge_draws": 5}
+    callback = AutoAttackCallback(
+        eps=Epsilon("32/255"), threats=["none", "bpda", "eot", "fixed_coins"], chunk_size=3, sanity=1, **budget
+    )
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(default_root_dir=tmp_path, callbacks=[callback], **options)
+    task = PurifierEvaluation(*files, **VOTE)
+    trainer.test(task, datamodule=ImageDataModule("digits", test_limit=5), verbose=False)
+    results = callback.results
+    assert results.plan.eot_draws == 2
+    assert results.row("eot")["attack"].endswith("PGD-3 x EOT-2, judged by the majority of 5 fresh draws")
+    readings = results.row("eot")["readings"]
+    for name in ("mean_draw", "any_of_m"):
+        assert float(trainer.callback_metrics[f"robust/eot/Linf_32-255/{name}"]) == pytest.approx(readings[name])
+    assert "(mask_ratio=0.5, masks=2, aggregate=vote, passes=2)" in (tmp_path / "autoattack" / "report.md").read_text()
+    sources = json.loads((tmp_path / "autoattack" / "sources.json").read_text())
+    assert sources["repeats"] == VOTE
+    main(["verify", str(tmp_path)])
+    assert "verified" in capsys.readouterr().out
+    sources["repeats"]["masks"] = 3
+    (tmp_path / "autoattack" / "sources.json").write_text(json.dumps(sources))
+    with pytest.raises(SystemExit):
+        main(["verify", str(tmp_path)])
+    assert "purifier_architecture: not what was evaluated" in capsys.readouterr().err
