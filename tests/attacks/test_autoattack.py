@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from maep_lightning.attacks.autoattack import AutoAttackSettings, _build, run_component
+from maep_lightning.attacks.autoattack import AutoAttackSettings, _build, run_component, run_expectation
 from maep_lightning.attacks.target import Target
 from maep_lightning.attacks.threat import Epsilon
 
@@ -185,3 +185,50 @@ def test_run_component__names_the_size_that_square_cannot_take():
 def test_settings__refuses_what_cannot_be_meant(settings, message):
     with pytest.raises(ValueError, match=message):
         AutoAttackSettings(**settings)
+
+
+def loss_of(component, logits, labels):
+    """Cross-entropy, or the difference of logits ratio: Eq. (7) of Croce and Hein."""
+    if component == "apgd-ce":
+        return nn.functional.cross_entropy(logits, labels, reduction="none")
+    own, largest = logits.gather(1, labels[:, None]).squeeze(1), logits.sort(dim=1, descending=True).values
+    other = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+    return -(own - other) / (largest[:, 0] - largest[:, 2])
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("component", ["apgd-ce", "apgd-dlr"])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_run_expectation__hands_over_what_perturb_finds_and_of_the_others_the_best(norm, component):
+    """On a deterministic model single draws decide rightly, so that pyautoattack's own answer is a candidate."""
+    model = small_network()
+    images, labels = labelled(model)
+    images, labels = images[1:], labels[1:]  # perturb leaves out a sample that is wrong when clean
+    settings = AutoAttackSettings(Epsilon(EPS[norm]), norm, "rand", apgd_steps=20, eot_draws=2)
+    target = Target(model)
+    with target.guarded():
+        published, _ = run_component(target, images, labels, component, settings, seed=5)
+        (highest, misclassified), _ = run_expectation(target, images, labels, component, settings, seed=5)
+    with torch.no_grad():
+        broken = model(published).argmax(1) != labels
+        assert 0 < int(broken.sum()) < len(labels)
+        assert torch.equal(misclassified[broken], published[broken])
+        assert torch.equal(published[~broken], images[~broken])
+        assert (loss_of(component, model(highest), labels) >= loss_of(component, model(images), labels)).all()
+    assert (highest != images).flatten(1).any(dim=1).all()
+
+
+def test_eot_draws__is_the_number_of_calls_for_each_gradient():
+    calls = []
+
+    class Counting(nn.Module):
+        def forward(self, images):
+            calls.append(images.requires_grad)
+            return images.flatten(1)[:, :10]
+
+    target = Target(Counting().eval())
+    images, labels = some_images(4), torch.zeros(4, dtype=torch.long)
+    settings = AutoAttackSettings(Epsilon("8/255"), version="rand", apgd_steps=3, eot_draws=7)
+    with target.guarded():
+        run_expectation(target, images, labels, "apgd-ce", settings, seed=0)
+    assert sum(calls) == settings.passes("apgd-ce", 10)[1] == 7 * 4

@@ -85,3 +85,22 @@ def test_pgd__works_where_gradients_are_switched_off(linear):
 def test_pgd__refuses_an_eps_of_8():
     with pytest.raises(ValueError, match="8/255"):
         pgd(lambda x: x.flatten(1), torch.rand(1, 3, 2, 2), torch.zeros(1, dtype=torch.long), 8, 2, 1)
+
+
+@pytest.mark.oracle
+def test_pgd__averages_each_gradient_over_the_draws_of_a_stochastic_model(linear):
+    """Each call throws another weight: a step goes along the mean gradient, which no single draw has."""
+    _, images, labels = linear
+    weights = (
+        torch.randn(3, 2, 12, generator=torch.Generator().manual_seed(1)) * torch.tensor([1.0, 4.0, 9.0])[:, None, None]
+    )
+    calls = iter([*weights, *weights])
+    attacked = pgd(lambda x: x.flatten(1) @ next(calls).T, images, labels, 0.1, 0.02, 2, random_start=False, draws=3)
+    expected = images.clone()
+    for _ in range(2):
+        logits = torch.einsum("bp,vkp->vbk", expected.flatten(1), weights)
+        wrong = logits.softmax(-1)[..., 1]
+        gradient = torch.einsum("vb,vp->bp", wrong, weights[:, 1] - weights[:, 0])
+        expected = expected + 0.02 * gradient.view_as(images).sign()
+    torch.testing.assert_close(attacked, expected, atol=1e-6, rtol=0)
+    assert next(calls, None) is None

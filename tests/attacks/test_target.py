@@ -92,3 +92,31 @@ def test_watch__counts_and_finds_the_point_of_a_nan_gradient():
     watch = target.watch
     assert (watch.forwards, watch.backwards, watch.nonfinite, watch.zero) == (3, 3, 1, 1)
     assert torch.equal(watch.suspects[0], images.detach()[1])
+
+
+class Versions(nn.Module):
+    def forward(self, images):
+        return torch.stack([images.flip(-1), images], dim=1)
+
+
+class Mean(nn.Module):
+    def forward(self, images):
+        return network()(images.mean(dim=1))
+
+
+def test_purify__is_what_the_last_network_gets_and_of_several_versions_the_first():
+    images = torch.rand(2, 3, 2, 2)
+    halved = nn.Hardtanh(0, 0.5).eval()
+    assert torch.equal(Target(halved, network()).purify(images), images.clamp(0, 0.5))
+    assert torch.equal(Target(Versions().eval(), Mean().eval()).purify(images), images.flip(-1))
+
+
+@pytest.mark.parametrize(("size", "random"), [(0.0, False), (1e-7, False), (1e-2, True)])
+def test_is_random__tells_coins_from_rounding_and_leaves_the_generator_alone(size, random):
+    class Noise(nn.Module):
+        def forward(self, images):
+            return images + size * torch.randn_like(images)
+
+    state = torch.get_rng_state()
+    assert Target(Noise().eval(), network()).is_random(torch.rand(2, 3, 2, 2, generator=torch.Generator())) is random
+    assert torch.equal(torch.get_rng_state(), state)
