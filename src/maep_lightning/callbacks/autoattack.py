@@ -10,6 +10,7 @@ from torch import nn
 
 from maep_lightning.attacks.autoattack import PUBLISHED_QUERIES, PUBLISHED_STEPS, Version
 from maep_lightning.attacks.threat import Epsilon, Norm
+from maep_lightning.data.source import CHOICES, ImageSource
 from maep_lightning.evaluation.engine import evaluate
 from maep_lightning.evaluation.findings import SCORES
 from maep_lightning.evaluation.plan import Plan, Threat
@@ -172,13 +173,16 @@ class AutoAttackCallback(Callback):
             num_classes=files.get("num_classes") or getattr(data, "num_classes", None),
             dataset=options.get("dataset"),
             root=options.get("root"),
+            images={name: options[name] for name in CHOICES if options.get(name) is not None},
         )
 
     def _subject(self, pl_module: LightningModule, data: Any, purifier: nn.Module | None) -> Subject:
-        files = dict(pl_module.hparams)
-        names = getattr(data, "class_names", None)
+        files, options = dict(pl_module.hparams), dict(getattr(data, "hparams", {}))
+        names, source = getattr(data, "class_names", None), getattr(data, "source", None)
         return Subject(
-            dataset=str(getattr(data, "hparams", {}).get("dataset", type(data).__name__)),
+            dataset=source.title
+            if isinstance(source, ImageSource)
+            else str(options.get("dataset", type(data).__name__)),
             split="test",
             classifier=self.classifier_name or str(files.get("classifier") or "classifier"),
             purifier=self.purifier_name or str(files.get("purifier") or "purifier"),
