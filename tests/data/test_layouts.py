@@ -62,7 +62,7 @@ def test_splits__that_are_missing_are_said(photos, tmp_path):
 
 def test_folder__may_be_below_the_root(photos, tmp_path):
     assert len(loader(folder=Path("photos"))("train", tmp_path, False).labels) == 30
-    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere, nor .*nowhere: set --data\.init_args\.folder"):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere nor .*nowhere: set --data\.init_args\.folder"):
         loader(folder=Path("nowhere"))("train", tmp_path, False)
 
 

@@ -31,7 +31,8 @@ class FolderLoader:
         md5: MD5 sum of the archive, if known.
         folder: The folder itself, as it is or below `root`, in place of `folders`.
         image_list: Text file of the test images to take, in order: in each line a path below the test split's folder,
-            then, unless a folder in the path is named after the class, a space and the label or the class's name.
+            then, unless a folder in the path is named after the class, a space and its name in `classes` or its place
+            there.
     """
 
     folders: tuple[str, ...]
@@ -75,9 +76,10 @@ class FolderLoader:
             if place.is_dir():
                 return place
         if self.folder is not None:
+            tried = " nor ".join(dict.fromkeys(str(place.absolute()) for place in places))
             raise FileNotFoundError(
-                f"There is no folder {places[0].absolute()}, nor {places[1].absolute()}: set --data.init_args.folder "
-                f"to the folder that holds train/ and val/, or a sub-folder for each class."
+                f"There is no folder {tried}: set --data.init_args.folder to the folder that holds train/ and val/, or "
+                f"a sub-folder for each class."
             )
         failed = ""
         if download and self.url is not None:

@@ -76,8 +76,8 @@ class DatasetSpec:
         val_size: Training images held out for validation unless told otherwise.
         flip: Whether a mirrored image keeps its class.
         crop_padding: Pixels that a training crop may move each way; 0 for none.
-        crop_scale: Least and largest share of a photograph's area that a training crop takes; None for sets of small
-            images, which `crop_padding` serves.
+        crop_scale: Least and largest share of a photograph's area that a training crop takes, in place of
+            `crop_padding`; None for sets of small images.
         crop_pct: Share of the resized image's side that the centre crop keeps, as timm calls it; for files only.
         class_indices: Which of ImageNet's 1000 classes each class is; None where they are others.
         label_space: How images are labelled unless told otherwise: `own`, from 0 in the order of `class_names`, or

@@ -35,7 +35,6 @@ FOLDER = register(
         how_to_get=_HOW_TO_GET,
         loader=FolderLoader((), (), _HOW_TO_GET),
         val_size=200,
-        crop_padding=0,
         crop_scale=(0.2, 1.0),
         crop_pct=0.875,
     )
