@@ -1,8 +1,10 @@
 """`maep verify` on a run of `lightning test`, with the files that the run recorded."""
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from PIL import Image
 
 from maep_lightning.attacks.threat import Epsilon
 from maep_lightning.callbacks import AutoAttackCallback
@@ -32,7 +34,13 @@ def run(tmp_path_factory):
     callback = AutoAttackCallback(eps=Epsilon("32/255"), n=12, chunk_size=12, **options, **budget)
     options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(default_root_dir=folder, callbacks=[callback], **options)
-    trainer.test(task, datamodule=ImageDataModule("digits", test_limit=12), verbose=False)
+    # Of images in a folder, so that how they are chosen and resized must be known again.
+    for number in range(14):
+        path = folder / "photos" / "abcdefghij"[number % 10] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.RandomState(number).randint(0, 256, (40, 44, 3), dtype=np.uint8)).save(path)
+    data = ImageDataModule("folder", folder=str(folder / "photos"), image_size=32, crop_pct=0.9, test_limit=12)
+    trainer.test(task, datamodule=data, verbose=False)
     return folder
 
 

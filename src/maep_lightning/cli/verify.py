@@ -1,7 +1,6 @@
 """`verify`: check a finished evaluation anew, from its files."""
 
 import argparse
-import os
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ def run(args: list[str]) -> None:
 
     import torch
 
-    from maep_lightning.data import get_spec
+    from maep_lightning.data import ImageSource
     from maep_lightning.evaluation.recheck import Sources, recheck
     from maep_lightning.models.classifiers import load_classifier
     from maep_lightning.models.registry import load_purifier
@@ -49,8 +48,9 @@ def run(args: list[str]) -> None:
         surrogate = None
         if sources.surrogate is not None:
             surrogate = load_classifier(sources.surrogate, sources.surrogate_name, sources.num_classes).to(device)
-        root = Path(sources.root or os.environ.get("MAEP_DATA_DIR") or "data").expanduser()
-        images, labels = get_spec(str(sources.dataset)).load("test", root, download=False)
+        choices = dict(sources.images)
+        limit = choices.pop("test_limit", None)
+        images, labels = ImageSource(str(sources.dataset), sources.root, **choices).test_images(limit)
         found = recheck(
             run_dir,
             classifier.to(device),

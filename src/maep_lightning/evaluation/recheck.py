@@ -43,6 +43,7 @@ class Sources:
         dataset: Name of a registered data set.
         split: Its split.
         root: Folder that holds data sets; None for the default one.
+        images: Whatever else was asked of the data set, by the names of the DataModule's options.
     """
 
     classifier: str | None = None
@@ -55,6 +56,7 @@ class Sources:
     split: str = "test"
     root: str | None = None
     repeats: dict[str, Any] | None = None
+    images: dict[str, Any] = field(default_factory=dict)
 
     def write(self, run_dir: Path) -> None:
         """Put them beside the ledger."""
