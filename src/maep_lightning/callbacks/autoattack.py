@@ -172,6 +172,7 @@ class AutoAttackCallback(Callback):
             num_classes=files.get("num_classes") or getattr(data, "num_classes", None),
             dataset=options.get("dataset"),
             root=options.get("root"),
+            policy=files.get("policy", "native"),
         )
 
     def _subject(self, pl_module: LightningModule, data: Any, purifier: nn.Module | None) -> Subject:

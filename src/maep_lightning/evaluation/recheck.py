@@ -37,6 +37,7 @@ class Sources:
         dataset: Name of a registered data set.
         split: Its split.
         root: Folder that holds data sets; None for the default one.
+        policy: Resolution policy of the purifier.
     """
 
     classifier: str | None = None
@@ -48,6 +49,7 @@ class Sources:
     dataset: str | None = None
     split: str = "test"
     root: str | None = None
+    policy: str = "native"
 
     def write(self, run_dir: Path) -> None:
         """Put them beside the ledger."""

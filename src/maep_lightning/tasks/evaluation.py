@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from maep_lightning.models.classifiers import load_classifier
+from maep_lightning.models.policies import CHUNK, apply_policy
 from maep_lightning.models.purifier import Purifier
 
 
@@ -18,6 +19,9 @@ class PurifierEvaluation(LightningModule):
         purifier: File of the purifier; None judges the bare classifier.
         classifier_name: What network the classifier's file holds, if it does not say it itself.
         num_classes: Number of classes K, needed with `classifier_name`.
+        policy: How the purifier serves images of another size than it was trained on: `native`, `tile`, `overlap`,
+            `interpolate` or `resize`; see `maep_lightning.models.policies.apply_policy`.
+        chunk: Tiles that the policy purifies at once: memory against speed.
     """
 
     def __init__(
@@ -26,17 +30,21 @@ class PurifierEvaluation(LightningModule):
         purifier: str | None = None,
         classifier_name: str | None = None,
         num_classes: int | None = None,
+        policy: str = "native",
+        chunk: int = CHUNK,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         if classifier is None and purifier is None:
             raise ValueError("Give the file of a classifier, of a purifier, or both: there is nothing to evaluate.")
+        if purifier is None and policy != "native":
+            raise ValueError(f"The policy {policy} serves a purifier: give --model.init_args.purifier FILE.")
         self.classifier: nn.Module | None = None
         if classifier is not None:
             self.classifier = load_classifier(classifier, classifier_name, num_classes)
         self.purifier: nn.Module | None = None
         if purifier is not None:
-            self.purifier = Purifier.from_pretrained(purifier).requires_grad_(False)
+            self.purifier = apply_policy(Purifier.from_pretrained(purifier), policy, chunk).requires_grad_(False)
         # Sums and counts, so that processes with batches of different size give the figure of one process.
         self.acc_clean, self.acc_purified = MeanMetric(), MeanMetric()
 
