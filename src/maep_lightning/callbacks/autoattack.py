@@ -186,6 +186,7 @@ class AutoAttackCallback(Callback):
             root=options.get("root"),
             repeats=getattr(pl_module, "repeats", None) or None,
             images={name: options[name] for name in CHOICES if options.get(name) is not None},
+            policy=files.get("policy", "native"),
         )
 
     def _subject(self, pl_module: LightningModule, data: Any, purifier: nn.Module | None) -> Subject:
