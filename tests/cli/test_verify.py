@@ -1,8 +1,12 @@
 """`maep verify` on a run of `lightning test`, with the files that the run recorded."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from PIL import Image
 
 from maep_lightning.attacks.threat import Epsilon
 from maep_lightning.callbacks import AutoAttackCallback
@@ -25,14 +29,21 @@ def run(tmp_path_factory):
     # A bare state dict, as classifiers come from elsewhere.
     torch.save(create_classifier("resnet8", 10).state_dict(), folder / "surrogate.pth")
     Purifier(create_mae("maep_conv_patch4_32", **SMALL)).save_pretrained(folder / "purifier.safetensors")
-    task = PurifierEvaluation(str(folder / "classifier.safetensors"), str(folder / "purifier.safetensors"))
+    files = [str(folder / f"{name}.safetensors") for name in ("classifier", "purifier")]
+    task = PurifierEvaluation(*files, policy="overlap:16")
     budget = {"apgd_steps": 2, "fab_steps": 1, "square_queries": 2, "targets": 1}
     options = {"threats": ["none", "transfer", "whitebox"], "sanity": 2}
     options |= {"surrogate": str(folder / "surrogate.pth"), "surrogate_name": "resnet8"}
     callback = AutoAttackCallback(eps=Epsilon("32/255"), n=12, chunk_size=12, **options, **budget)
     options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(default_root_dir=folder, callbacks=[callback], **options)
-    trainer.test(task, datamodule=ImageDataModule("digits", test_limit=12), verbose=False)
+    # Of images in a folder, so that how they are chosen and resized must be known again.
+    for number in range(14):
+        path = folder / "photos" / "abcdefghij"[number % 10] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.RandomState(number).randint(0, 256, (40, 44, 3), dtype=np.uint8)).save(path)
+    data = ImageDataModule("folder", folder=str(folder / "photos"), image_size=32, crop_pct=0.9, test_limit=12)
+    trainer.test(task, datamodule=data, verbose=False)
     return folder
 
 
@@ -84,6 +95,14 @@ def test_verify__foreign_classifier_fails_with_its_name(run, capsys):
         main(["verify", str(run / "autoattack"), "--classifier", str(run / "other.safetensors")])
     assert exit_.value.code == 1
     assert "classifier_weights: not what was evaluated" in capsys.readouterr().err
+
+
+def test_verify__policy_is_recorded_and_another_is_seen(run, capsys):
+    rows = json.loads((run / "autoattack" / "results.json").read_text())["rows"]
+    assert {row["policy"] for row in rows if row["purifier"] is not None} == {"overlap:16"}
+    with pytest.raises(SystemExit):
+        main(["verify", str(run), "--policy", "tile:16"])
+    assert "purifier_architecture: not what was evaluated" in capsys.readouterr().err
 
 
 @pytest.mark.faults

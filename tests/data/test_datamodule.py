@@ -1,5 +1,7 @@
+import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
-from maep_lightning.data import ImageDataModule
+from maep_lightning.data import ImageDataModule, datamodule
+from maep_lightning.data.stream import StreamLoader
 
 
 class Recorder(LightningModule):
@@ -213,3 +216,115 @@ def test_predict_without_a_folder_says_what_to_give():
 def test_data_needs_lightning_only_for_the_datamodule():
     code = "import sys, maep_lightning.data as d; d.get_spec('cifar10'); assert 'lightning' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def photographs(folder, **options):
+    small = {"image_size": 16, "crop_pct": 0.8, "val_size": 6, "batch_size": 4, "eval_batch_size": 5, "memory_gb": 0}
+    return ImageDataModule("folder", folder=str(folder), **(small | options))
+
+
+def test_streamed_and_resident_files_give_the_same_batches(photos, tmp_path):
+    seen = []
+    for memory_gb in (0, 1):
+        model = Recorder()
+        run = trainer(tmp_path, max_epochs=2)
+        run.fit(model, datamodule=photographs(photos, memory_gb=memory_gb))
+        run.test(model, datamodule=photographs(photos, memory_gb=memory_gb), verbose=False)
+        seen.append(model.seen)
+    assert seen[0] == seen[1]
+    assert len(seen[0]["train"]) == 12
+    assert sorted(int(place) for _, (_, places) in seen[0]["test"] for place in places) == list(range(15))
+
+
+def test_streamed_training_resumes_inside_an_epoch(photos, tmp_path):
+    unbroken = Recorder()
+    trainer(tmp_path, max_epochs=2).fit(unbroken, datamodule=photographs(photos, seed=5))
+    saving = ModelCheckpoint(tmp_path, every_n_train_steps=4, save_top_k=-1, filename="{step}")
+    first, second = Recorder(), Recorder()
+    run = trainer(tmp_path, max_epochs=2, max_steps=4, callbacks=[saving], enable_checkpointing=True)
+    run.fit(first, datamodule=photographs(photos, seed=5))
+    path = tmp_path / "step=4.ckpt"
+    trainer(tmp_path, max_epochs=2).fit(second, datamodule=photographs(photos, seed=5), ckpt_path=str(path))
+    assert first.seen["train"] + second.seen["train"] == unbroken.seen["train"]
+
+
+def test_training_images_without_augmentation_are_decoded_as_test_images_are(photos, tmp_path):
+    data, model = photographs(photos, augment=False, memory_gb=1), Recorder()
+    trainer(tmp_path, max_epochs=1).fit(model, datamodule=data)
+    files = data.source.load("train")
+    by_label = {label: data.source.decoded(files.take(files.labels == label)).images for label in range(3)}
+    expected = {round(image.sum().item() / 255, 2) for images in by_label.values() for image in images}
+    data.trainer = SimpleNamespace(training=True)
+    images, _ = data.on_after_batch_transfer((data.train_set().images, data.train_set().labels), 0)
+    assert images.shape == (24, 3, 16, 16)
+    assert {round(image.double().sum().item(), 2) for image in images} <= expected
+
+
+def shared_view(data, images, rank, world_size):
+    loop = SimpleNamespace(total_batch_idx=3)
+    data.trainer = SimpleNamespace(training=True, global_rank=rank, world_size=world_size, fit_loop=loop)
+    return data.on_after_batch_transfer((images[rank::world_size],), 0)[0]
+
+
+@pytest.mark.parametrize("make", [lambda photos: digits(), photographs])
+def test_processes_augment_as_one_that_has_their_batches(photos, make):
+    data = make(photos)
+    images = torch.randint(0, 256, (6, 3, 20, 20), dtype=torch.uint8)
+    whole = shared_view(data, images, 0, 1)
+    assert not torch.equal(whole, shared_view(make(photos), images.flip(0), 0, 1).flip(0))
+    for rank in range(2):
+        assert torch.equal(shared_view(data, images, rank, 2), whole[rank::2])
+
+
+def test_sets_beyond_the_memory_are_streamed_but_not_handed_out_whole(photos):
+    data = photographs(photos, num_workers=1, test_limit=9)
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+        assert isinstance(loader, StreamLoader)
+    with pytest.raises(
+        ValueError, match=r"The 9 test images of photos take 6\.91e-06 GB.*test_limit, or raise memory_gb"
+    ):
+        data.test_set()
+    assert data.train_size == 24
+    assert data.monitor_set(5).images.shape == (5, 3, 16, 16)
+
+
+def test_test_set_keeps_the_order_of_a_list(photos, tmp_path):
+    (tmp_path / "few.txt").write_text("c/c_0.JPEG\na/a_1.JPEG\nc/c_1.JPEG\n")
+    data = photographs(photos, image_list=str(tmp_path / "few.txt"), test_limit=2, memory_gb=1)
+    assert data.test_set().labels.tolist() == [2, 0]
+    assert torch.equal(data.test_set().images[1], data.source.decoder()(photos / "val" / "a" / "a_1.JPEG"))
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
+def test_memory_is_pinned_for_cuda_alone(photos, device, pinned, monkeypatch):
+    asked = []
+    monkeypatch.setattr(datamodule, "StreamLoader", lambda *_, pin_memory, **__: asked.append(pin_memory))
+    data = photographs(photos)
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, strategy=strategy)
+    data.train_dataloader()
+    assert asked == [pinned]
+
+
+def test_training_needs_no_test_split(photos, tmp_path):
+    (photos / "val").rename(tmp_path / "elsewhere")
+    model = Recorder()
+    trainer(tmp_path, max_epochs=1).fit(model, datamodule=photographs(photos))
+    assert len(model.seen["train"]) == 6
+
+
+def test_crop_scale_is_for_photographs(photos):
+    assert photographs(photos, crop_scale=(0.5, 1.0)).crop_scale == (0.5, 1.0)
+    with pytest.raises(ValueError, match="crop_scale is for photographs"):
+        digits(crop_scale=(0.5, 1.0))
+
+
+REAL = Path(os.environ.get("MAEP_DATA_DIR", "nowhere"))
+
+
+@pytest.mark.skipif(not (REAL / "imagenette2-320").is_dir(), reason="MAEP_DATA_DIR holds no Imagenette")
+def test_real_imagenette():
+    data = ImageDataModule("imagenette", root=str(REAL), test_limit=20, download=False)
+    assert data.train_size == 9469 - 500
+    assert data.test_set().images.shape == (20, 3, 224, 224)
+    assert set(data.test_set().labels.tolist()) == {0, 217, 482, 491, 497, 566, 569, 571, 574, 701}

@@ -18,12 +18,16 @@ def spec(loader, **changes):
 
 
 def test_shipped_sets_are_known():
-    assert known_names() == ["cifar10", "cifar100", "digits"]
-    assert [get_spec(name).num_classes for name in known_names()] == [10, 100, 10]
-    assert all(len(set(get_spec(name).class_names)) == get_spec(name).num_classes for name in known_names())
+    classes = {"cifar10": 10, "cifar100": 100, "digits": 10, "imagenet": 1000, "imagenette": 10, "tiny-imagenet": 200}
+    assert known_names() == sorted([*classes, "folder"])
+    for name, count in classes.items():
+        assert get_spec(name).num_classes == len(set(get_spec(name).class_names)) == count
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("CIFAR-10", "cifar10"), ("cifar_100", "cifar100"), ("digit", "digits")])
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("CIFAR-10", "cifar10"), ("cifar_100", "cifar100"), ("digit", "digits"), ("Tiny_ImageNet", "tiny-imagenet")],
+)
 def test_unknown_name_lists_the_known_and_suggests_the_nearest(typed, meant):
     with pytest.raises(ValueError, match=rf"{typed}.*cifar10, cifar100, digits.*mean '{meant}'"):
         get_spec(typed)

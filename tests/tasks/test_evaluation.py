@@ -105,3 +105,25 @@ def test_callback__stochastic_purifier_from_the_task_to_verify(files, tmp_path, 
     with pytest.raises(SystemExit):
         main(["verify", str(tmp_path)])
     assert "purifier_architecture: not what was evaluated" in capsys.readouterr().err
+
+
+NAME = "maep_conv_patch4_32_cifar10"
+
+
+def test_predict__purifies_under_the_policy():
+    images = torch.rand(2, 3, 32, 64)
+    purifier = Purifier.from_pretrained(NAME)
+    with torch.no_grad():
+        purified = PurifierEvaluation(purifier=NAME, policy="tile").predict_step([images, ["a", "b"]], 0)
+        expected = torch.cat([purifier(half) for half in images.split(32, dim=3)], dim=3)
+    torch.testing.assert_close(purified, expected, rtol=0, atol=1e-5)
+
+
+def test_policy__needs_a_purifier():
+    with pytest.raises(ValueError, match="policy tile serves a purifier"):
+        PurifierEvaluation(classifier="classifier.safetensors", policy="tile")
+
+
+def test_policy__is_not_combined_with_several_masks():
+    with pytest.raises(ValueError, match="policy tile and masks, passes cannot be combined"):
+        PurifierEvaluation(purifier=NAME, policy="tile", masks=2, passes=2)

@@ -11,6 +11,7 @@ from torch import nn
 from maep_lightning.attacks.autoattack import PUBLISHED_EOT, PUBLISHED_QUERIES, PUBLISHED_STEPS, Version
 from maep_lightning.attacks.pgd import EOT_STEPS
 from maep_lightning.attacks.threat import Epsilon, Norm
+from maep_lightning.data.source import CHOICES, ImageSource
 from maep_lightning.evaluation.engine import evaluate
 from maep_lightning.evaluation.findings import SCORES
 from maep_lightning.evaluation.plan import Plan, Threat
@@ -184,15 +185,19 @@ class AutoAttackCallback(Callback):
             dataset=options.get("dataset"),
             root=options.get("root"),
             repeats=getattr(pl_module, "repeats", None) or None,
+            images={name: options[name] for name in CHOICES if options.get(name) is not None},
+            policy=files.get("policy", "native"),
         )
 
     def _subject(self, pl_module: LightningModule, data: Any, purifier: nn.Module | None) -> Subject:
-        files = dict(pl_module.hparams)
-        names = getattr(data, "class_names", None)
+        files, options = dict(pl_module.hparams), dict(getattr(data, "hparams", {}))
+        names, source = getattr(data, "class_names", None), getattr(data, "source", None)
         repeats = ", ".join(f"{name}={value}" for name, value in getattr(pl_module, "repeats", {}).items())
         purifier_name = str(files.get("purifier") or "purifier") + (f" ({repeats})" if repeats else "")
         return Subject(
-            dataset=str(getattr(data, "hparams", {}).get("dataset", type(data).__name__)),
+            dataset=source.title
+            if isinstance(source, ImageSource)
+            else str(options.get("dataset", type(data).__name__)),
             split="test",
             classifier=self.classifier_name or str(files.get("classifier") or "classifier"),
             purifier=self.purifier_name or purifier_name,

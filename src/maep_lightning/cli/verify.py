@@ -1,7 +1,6 @@
 """`verify`: check a finished evaluation anew, from its files."""
 
 import argparse
-import os
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -28,9 +27,10 @@ def run(args: list[str]) -> None:
 
     import torch
 
-    from maep_lightning.data import get_spec
+    from maep_lightning.data import ImageSource
     from maep_lightning.evaluation.recheck import Sources, recheck
     from maep_lightning.models.classifiers import load_classifier
+    from maep_lightning.models.policies import apply_policy
     from maep_lightning.models.registry import load_purifier
     from maep_lightning.models.repeated import RepeatedPurifier
 
@@ -43,14 +43,18 @@ def run(args: list[str]) -> None:
                 fail(f"the run does not say where its {name} came from", f"give --{name}")
         device = torch.device(options.device)
         classifier = load_classifier(str(sources.classifier), sources.classifier_name, sources.num_classes)
-        purifier = None if sources.purifier is None else load_purifier(sources.purifier)
-        if purifier is not None and sources.repeats:
-            purifier = RepeatedPurifier(purifier, **sources.repeats)
+        purifier = None
+        if sources.purifier is not None:
+            purifier = load_purifier(sources.purifier)
+            if sources.repeats:
+                purifier = RepeatedPurifier(purifier, **sources.repeats)
+            purifier = apply_policy(purifier, sources.policy)
         surrogate = None
         if sources.surrogate is not None:
             surrogate = load_classifier(sources.surrogate, sources.surrogate_name, sources.num_classes).to(device)
-        root = Path(sources.root or os.environ.get("MAEP_DATA_DIR") or "data").expanduser()
-        images, labels = get_spec(str(sources.dataset)).load("test", root, download=False)
+        choices = dict(sources.images)
+        limit = choices.pop("test_limit", None)
+        images, labels = ImageSource(str(sources.dataset), sources.root, **choices).test_images(limit)
         found = recheck(
             run_dir,
             classifier.to(device),
@@ -88,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", help="folder of the evaluation, with plan.json and ledger/")
     parser.add_argument("--classifier", help="file of the classifier")
     parser.add_argument("--purifier", help="file of the purifier, or its text such as jpeg:75")
+    parser.add_argument("--policy", help="resolution policy of the purifier, such as tile")
     parser.add_argument("--surrogate", help="file of the surrogate classifier of the transfer rung")
     parser.add_argument("--classifier_name", help="what network the classifier's file holds, if it does not say it")
     parser.add_argument("--surrogate_name", help="what network the surrogate's file holds, likewise")

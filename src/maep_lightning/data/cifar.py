@@ -88,6 +88,7 @@ CIFAR10 = register(
         how_to_get="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz (170 MB), fetched when download is true.",
         loader=partial(load_cifar, "CIFAR10"),
         val_size=5_000,
+        checksums={"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"},
     )
 )
 CIFAR100 = register(
@@ -99,5 +100,6 @@ CIFAR100 = register(
         how_to_get="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz (169 MB), fetched when download is true.",
         loader=partial(load_cifar, "CIFAR100"),
         val_size=5_000,
+        checksums={"cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"},
     )
 )

@@ -1,7 +1,5 @@
-"""The one DataModule: a data set by name, kept as one uint8 tensor."""
+"""The one DataModule: a data set by name, kept as one uint8 tensor where it fits, else read from its files."""
 
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,11 +7,13 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from maep_lightning.data.augment import random_crop
+from maep_lightning.data.augment import random_crop, random_resized_crop
 from maep_lightning.data.folder import ImageFolder
-from maep_lightning.data.loader import ImageLoader, stream_seed
-from maep_lightning.data.registry import LabelledImages, get_spec
+from maep_lightning.data.loader import EpochLoader, ImageLoader, stream_seed
+from maep_lightning.data.registry import ImageFiles, LabelledImages, LabelSpace
+from maep_lightning.data.source import ImageSource
 from maep_lightning.data.splits import balanced_order
+from maep_lightning.data.stream import StreamLoader, read_all
 from maep_lightning.functional.augment import random_flip
 
 # Fixed, so that runs with other training seeds share one validation split and no held-out image is trained on.
@@ -25,30 +25,49 @@ class ImageDataModule(LightningDataModule):
 
     A batch reaches the task as images `(B, 3, H, W)` float32 in [0, 1], labels `(B,)` and places `(B,)` of both in
     `train_set`, `val_set` or `test_set`; in `predict` as images and B paths. Validation images are held out of the
-    published training split: class-balanced, and the same for every `seed`. Training images are flipped and cropped one
-    by one on the device, by a stream that depends on `seed`, the process and the step alone, so that a resumed run sees
-    what an unbroken one sees.
+    published training split: class-balanced, and the same for every `seed`.
+
+    Images that lie in files are resized and cut to a square where they are decoded, without any chance in it; training
+    squares keep a margin. Flips and crops are drawn image by image on the device, by a stream that depends on `seed`
+    and the step alone: a resumed run sees what an unbroken one sees, and two processes see what one sees that has their
+    batches together. Sets of files that fit into `memory_gb` are decoded once, others again in every epoch; batches are
+    the same.
 
     Args:
-        dataset: Name of a registered data set: `digits`, `cifar10` or `cifar100`.
+        dataset: Name of a registered data set: `digits`, `cifar10`, `cifar100`, `imagenet`, `imagenette`,
+            `tiny-imagenet`, or `folder` for class folders of one's own.
         root: Folder that holds data sets; if None, the environment variable `MAEP_DATA_DIR`, else `data`.
         batch_size: Training images a batch and process.
         eval_batch_size: Largest validation, test and predict batch of a process.
         val_size: Number of training images held out; if None, the data set's own (5,000 for CIFAR, 200 for digits).
         train_limit: Train on the first N images of a fixed class-balanced order; on all if None.
-        test_limit: Test on the first N test images as published; on all if None.
+        test_limit: Test on the first N test images as published, of class folders in a fixed class-balanced order; on
+            all if None.
         augment: Whether training images are augmented as far as the data set allows.
         seed: Seed of order and augmentation, at least 0.
         download: Whether a missing data set may be fetched.
         predict_folder: Folder of images for `predict`; each side `image_size` or a multiple of it.
-        num_workers: Processes that decode the images of `predict_folder`; the rest lies in memory.
+        num_workers: Processes that decode image files; sets that lie in memory need none.
+        folder: The data set's own folder, as it is or below `root`; if None, that of its usual name below `root`.
+        image_list: Text file of the test images to take, in order, such as RobustBench's: in each line a path below the
+            test split, then a space and the label unless a folder in the path is named after the class.
+        image_size: Height and width that images of files are brought to; the data set's own if None.
+        crop_pct: Share of the resized image's side that the square in the middle keeps; the data set's own if None.
+        crop_scale: Least and largest share of that square's area, with its margin, that a training crop takes, of sets
+            of photographs; the data set's own if None.
+        label_space: `own` labels count the data set's classes; `imagenet` ones say which of ImageNet's 1000 each is, as
+            a classifier of all of them needs it. If None, the data set's own (`imagenet` for Imagenette and for folders
+            named by WordNet numbers).
+        memory_gb: Decoded sets of at most so many GB are kept in memory.
 
     Attributes:
         num_classes: Number of classes.
         image_size: Height and width of an image in pixels.
         class_names: One name a class.
+        class_indices: Which of ImageNet's 1000 classes each class of the data set is; None where they are others.
 
     Raises:
+        FileNotFoundError: If the data set `folder` is not where it is said to be.
         ValueError: If the data set is unknown or a size is not usable.
     """
 
@@ -66,62 +85,81 @@ class ImageDataModule(LightningDataModule):
         download: bool = True,
         predict_folder: str | None = None,
         num_workers: int = 0,
+        folder: str | None = None,
+        image_list: str | None = None,
+        image_size: int | None = None,
+        crop_pct: float | None = None,
+        crop_scale: tuple[float, float] | None = None,
+        label_space: LabelSpace | None = None,
+        memory_gb: float = 2.0,
     ) -> None:
         super().__init__()
         # Not logged: Lightning refuses to log a name, such as seed, that the task holds with another value.
         self.save_hyperparameters(logger=False)
-        self.spec = get_spec(dataset)
-        self.num_classes, self.image_size = self.spec.num_classes, self.spec.image_size
-        self.class_names = self.spec.class_names
-        self.root = Path(root or os.environ.get("MAEP_DATA_DIR") or "data").expanduser()
+        self.source = ImageSource(dataset, root, folder, image_list, image_size, crop_pct, label_space)
+        self.spec = self.source.spec
+        self.image_size, self.class_indices = self.spec.image_size, self.spec.class_indices
+        self.class_names, self.num_classes = self.source.class_names, len(self.source.class_names)
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.val_size = self.spec.val_size if val_size is None else val_size
         self.train_limit, self.test_limit = train_limit, test_limit
         self.augment, self.download = augment, download
         self.predict_folder, self.num_workers = predict_folder, num_workers
+        self.crop_scale = self.spec.crop_scale if crop_scale is None else crop_scale
+        self.memory_gb = memory_gb
         for name, least in {"batch_size": 1, "eval_batch_size": 1, "val_size": 0, "seed": 0, "num_workers": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}.")
-        self._sets: dict[str, LabelledImages] = {}
+        if crop_scale is not None and self.spec.crop_scale is None:
+            raise ValueError(f"crop_scale is for photographs; images of {dataset} are moved, not scaled. Leave it out.")
+        self._sets: dict[str, LabelledImages | ImageFiles] = {}
         self._generator: torch.Generator | None = None
 
     def prepare_data(self) -> None:
         """Fetch the data set if it is missing, on one process of a node."""
-        if self.trainer is None or self.trainer.state.fn != "predict":
-            self.spec.load("test", self.root, self.download)
+        stage = None if self.trainer is None else self.trainer.state.fn
+        if stage != "predict":
+            self.source.load("train" if stage in ("fit", "validate") else "test", self.download)
 
     def setup(self, stage: str) -> None:
-        """Read what a stage needs.
+        """Read, or find, what a stage needs.
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
         """
         if stage in ("fit", "validate"):
-            self._read_training_split()
+            self._split("train")
         elif stage == "test":
-            self.test_set()
+            self._split("test")
 
     def train_set(self) -> LabelledImages:
-        """Training images `(N, 3, H, W)` uint8 and labels, every prefix class-balanced."""
-        self._read_training_split()
-        return self._sets["train"]
+        """Training images `(N, 3, H, W)` uint8 and labels, every prefix class-balanced; of files, with their margin.
+
+        Raises:
+            ValueError: If they do not fit into `memory_gb`.
+        """
+        return self._resident("train")
 
     @property
     def train_size(self) -> int:
         """Number of training images."""
-        return len(self.train_set().labels)
+        return len(self._split("train").labels)
 
     def val_set(self) -> LabelledImages:
-        """Held-out training images `(N, 3, H, W)` uint8 and labels, every prefix class-balanced."""
-        self._read_training_split()
-        return self._sets["val"]
+        """Held-out training images `(N, 3, H, W)` uint8 and labels, every prefix class-balanced.
+
+        Raises:
+            ValueError: If they do not fit into `memory_gb`.
+        """
+        return self._resident("val")
 
     def test_set(self) -> LabelledImages:
-        """Test images `(N, 3, H, W)` uint8 and labels, in the published order."""
-        if "test" not in self._sets:
-            test = self.spec.load("test", self.root, self.download)
-            self._sets["test"] = test.take(slice(_checked(self.test_limit, len(test.labels), "test")))
-        return self._sets["test"]
+        """Test images `(N, 3, H, W)` uint8 and labels, in the order of `test_limit`.
+
+        Raises:
+            ValueError: If they do not fit into `memory_gb`.
+        """
+        return self._resident("test")
 
     def monitor_set(self, n: int) -> LabelledImages:
         """The first `n` validation images, for what is watched during training.
@@ -135,23 +173,23 @@ class ImageDataModule(LightningDataModule):
         Raises:
             ValueError: If the validation split has fewer images.
         """
-        val = self.val_set()
+        val = self._split("val")
         if not 0 < n <= len(val.labels):
             raise ValueError(f"{n} images to monitor were asked of a validation split of {len(val.labels)}.")
-        return val.take(slice(n))
+        return self.source.decoded(val.take(slice(n)), self.num_workers)
 
-    def train_dataloader(self) -> ImageLoader:
+    def train_dataloader(self) -> EpochLoader:
         """Shuffled full batches."""
         overfitting = getattr(self.trainer, "overfit_batches", 0) > 0
-        return self._loader(self.train_set(), self.batch_size, training=True, shuffle=not overfitting)
+        return self._loader("train", self.batch_size, drop_last=True, shuffle=not overfitting)
 
-    def val_dataloader(self) -> ImageLoader | list[ImageLoader]:
+    def val_dataloader(self) -> EpochLoader | list[EpochLoader]:
         """The validation split, each image once over all processes; no loader if `val_size` is 0."""
-        return self._loader(self.val_set(), self.eval_batch_size) if self.val_size else []
+        return self._loader("val", self.eval_batch_size) if self.val_size else []
 
-    def test_dataloader(self) -> ImageLoader:
+    def test_dataloader(self) -> EpochLoader:
         """The test split, each image once over all processes."""
-        return self._loader(self.test_set(), self.eval_batch_size)
+        return self._loader("test", self.eval_batch_size)
 
     def predict_dataloader(self) -> DataLoader[tuple[Tensor, str]]:
         """The images of `predict_folder`; one at a time where their sizes differ.
@@ -177,41 +215,84 @@ class ImageDataModule(LightningDataModule):
             Images `(B, 3, H, W)` float32 in [0, 1], and the rest unchanged.
         """
         images, *rest = batch
-        if self.augment and self.trainer is not None and self.trainer.training:
-            generator = self._step_generator(images.device)
-            if self.spec.flip:
-                (images,) = random_flip(images, generator=generator)
-            if self.spec.crop_padding:
-                images = random_crop(images, self.spec.crop_padding, generator)
+        if self.trainer is not None and self.trainer.training:
+            images = self._augmented(images) if self.augment else self._centre(images)
         return images.float() / 255, *rest
 
-    def _read_training_split(self) -> None:
-        if "train" in self._sets:
-            return
-        whole = self.spec.load("train", self.root, self.download)
-        total = len(whole.labels)
-        if self.val_size >= total:
-            raise ValueError(
-                f"val_size = {self.val_size} leaves nothing to train on: {self.spec.name} has {total} training images."
-            )
-        order = balanced_order(whole.labels, _VAL_SEED)
-        rest = order[self.val_size :]
-        self._sets["val"] = whole.take(order[: self.val_size])
-        self._sets["train"] = whole.take(rest[: _checked(self.train_limit, len(rest), "train")])
+    def _augmented(self, images: Tensor) -> Tensor:
+        assert self.trainer is not None
+        shard = self.trainer.global_rank, self.trainer.world_size
+        generator = self._step_generator(images.device)
+        if self.spec.flip:
+            (images,) = random_flip(images, generator=generator, shard=shard)
+        if self.crop_scale is not None:
+            return random_resized_crop(images, self.image_size, self.crop_scale, generator, shard)
+        if self.spec.crop_padding:
+            images = random_crop(images, self.spec.crop_padding, generator, shard)
+        return self._centre(images)
 
-    def _loader(
-        self, data: LabelledImages, batch_size: int, training: bool = False, shuffle: bool = False
-    ) -> ImageLoader:
+    def _centre(self, images: Tensor) -> Tensor:
+        """What the decoder of test images would have cut out."""
+        start = round((images.shape[-1] - self.image_size) / 2)
+        return images[..., start : start + self.image_size, start : start + self.image_size]
+
+    def _split(self, name: str) -> LabelledImages | ImageFiles:
+        """The images of `train`, `val` or `test`, or where they are."""
+        if name in self._sets:
+            return self._sets[name]
+        if name == "test":
+            test = self.source.load("test", self.download)
+            self._sets["test"] = test.take(slice(_checked(self.test_limit, len(test.labels), "test")))
+        else:
+            whole = self.source.load("train", self.download)
+            total = len(whole.labels)
+            if self.val_size >= total:
+                raise ValueError(
+                    f"val_size = {self.val_size} leaves nothing to train on: {self.source.title} has {total} training "
+                    f"images."
+                )
+            order = balanced_order(whole.labels, _VAL_SEED)
+            rest = order[self.val_size :]
+            self._sets["val"] = whole.take(order[: self.val_size])
+            self._sets["train"] = whole.take(rest[: _checked(self.train_limit, len(rest), "train")])
+        return self._sets[name]
+
+    def _resident(self, name: str) -> LabelledImages:
+        data = self._split(name)
+        if isinstance(data, ImageFiles):
+            if (size := self._gigabytes(name)) > self.memory_gb:
+                fewer = "val_size" if name == "val" else f"{name}_limit"
+                raise ValueError(
+                    f"The {len(data.labels)} {name} images of {self.source.title} take {size:.3g} GB decoded, more "
+                    f"than memory_gb = {self.memory_gb:g}: take fewer with {fewer}, or raise memory_gb."
+                )
+            data = self._sets[name] = read_all(data, self.source.decoder(name == "train"), self.num_workers)
+        return data
+
+    def _gigabytes(self, name: str) -> float:
+        side = self.source.decoder(name == "train").crop
+        return 3 * side * side * len(self._split(name).labels) / 1e9
+
+    def _loader(self, name: str, batch_size: int, drop_last: bool = False, shuffle: bool = False) -> EpochLoader:
         trainer = self.trainer
-        return ImageLoader(
+        device = trainer.strategy.root_device if trainer else None
+        shared = {
+            "shuffle": shuffle,
+            "drop_last": drop_last,
+            "seed": self.seed,
+            "rank": trainer.global_rank if trainer else 0,
+            "world_size": trainer.world_size if trainer else 1,
+        }
+        data = self._split(name)
+        if isinstance(data, LabelledImages) or self._gigabytes(name) <= self.memory_gb:
+            return ImageLoader(self._resident(name), batch_size, device=device, **shared)
+        return StreamLoader(
             data,
+            self.source.decoder(name == "train"),
             batch_size,
-            shuffle=shuffle,
-            drop_last=training,
-            seed=self.seed,
-            rank=trainer.global_rank if trainer else 0,
-            world_size=trainer.world_size if trainer else 1,
-            device=trainer.strategy.root_device if trainer else None,
+            num_workers=self.num_workers,
+            pin_memory=device is not None and device.type == "cuda",
+            **shared,
         )
 
     def _step_generator(self, device: torch.device) -> torch.Generator:
@@ -219,7 +300,8 @@ class ImageDataModule(LightningDataModule):
         if self._generator is None or self._generator.device != device:
             self._generator = torch.Generator(device)
         step = self.trainer.fit_loop.total_batch_idx + 1
-        return self._generator.manual_seed(stream_seed(self.seed, self.trainer.global_rank, step))
+        # The 0 keeps these streams apart from those of the epochs' orders.
+        return self._generator.manual_seed(stream_seed(self.seed, 0, step))
 
 
 def _checked(limit: int | None, available: int, split: str) -> int:

@@ -8,6 +8,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from maep_lightning.data.decoding import UNREADABLE, check_depth, image_suffixes, read_rgb
+
 
 class ImageFolder(Dataset[tuple[Tensor, str]]):
     """The images of a folder and its sub-folders, sorted by path, with their paths.
@@ -27,8 +29,7 @@ class ImageFolder(Dataset[tuple[Tensor, str]]):
         root = Path(folder)
         if not root.is_dir():
             raise FileNotFoundError(f"There is no folder {root.absolute()} to read images from.")
-        suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-        self.paths = sorted(path for path in root.rglob("*") if path.is_file() and path.suffix.lower() in suffixes)
+        self.paths = sorted(p for p in root.rglob("*") if p.is_file() and p.suffix.lower() in image_suffixes())
         if not self.paths:
             raise FileNotFoundError(f"{root.absolute()} holds no image (png, jpg, bmp, webp, tiff, ...).")
         self.sizes = [_checked_size(path, image_size) for path in self.paths]
@@ -40,22 +41,16 @@ class ImageFolder(Dataset[tuple[Tensor, str]]):
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         """One image `(3, H, W)` uint8 and its path."""
         path = self.paths[index]
-        try:
-            with Image.open(path) as image:
-                pixels = np.array(image.convert("RGB"))
-        except OSError as error:
-            raise ValueError(f"{path} is damaged and cannot be decoded: {error}. Replace or remove it.") from error
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), str(path)
+        return torch.from_numpy(np.array(read_rgb(path))).permute(2, 0, 1).contiguous(), str(path)
 
 
 def _checked_size(path: Path, image_size: int) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
-            (width, height), mode = image.size, image.mode
-    except OSError as error:
+            width, height = image.size
+            check_depth(image, path)
+    except UNREADABLE as error:
         raise ValueError(f"{path} cannot be read as an image: {error}. Replace or remove it.") from error
-    if mode.startswith(("I", "F")):
-        raise ValueError(f"{path} has more than 8 bits a channel (mode {mode}); save it with 8.")
     if width % image_size or height % image_size:
         raise ValueError(
             f"{path} is {width}x{height} pixels; both must be {image_size} or a multiple of it. Crop or resize it "

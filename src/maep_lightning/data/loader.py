@@ -1,8 +1,9 @@
-"""Batches of a set that is one tensor."""
+"""Batches of an epoch: their order, their share-out over processes, and how they resume."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -23,25 +24,25 @@ def stream_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
 
 
-class ImageLoader:
-    """Iterates over a uint8 tensor by slicing, sharded over processes.
+class EpochLoader(ABC):
+    """Gives out a set of images epoch by epoch, sharded over processes.
 
     With `drop_last` every process sees the same number of full batches, for training. Without it every image is seen
     exactly once over all processes and none is repeated; processes still have equally many batches, whose sizes differ
-    by one at most, so that a collective in a validation step cannot hang.
+    by one at most, so that a collective in a validation step cannot hang. Batch k of all W processes together holds the
+    images of batch k of one process with W times the batch size.
 
     Each iteration is a new epoch with a new order, unless `set_epoch` names another. After `load_state_dict` the next
     iteration goes on behind the last batch that was given out, which is how Lightning resumes inside an epoch.
 
     Args:
-        data: The whole set, images `(N, 3, H, W)` uint8.
+        total: Number of images N.
         batch_size: Images a batch and process.
         shuffle: Whether the order is drawn anew each epoch, from `seed` and the epoch alone.
         drop_last: Whether images that fill no full batch are left out.
         seed: Seed of the orders, at least 0; the same for all processes.
         rank: Number of this process.
         world_size: Number of processes.
-        device: Where the set is moved when iteration begins; where it lies if None.
 
     Raises:
         ValueError: If there is not one full batch for each process with `drop_last`, or fewer images than processes
@@ -52,7 +53,7 @@ class ImageLoader:
 
     def __init__(
         self,
-        data: LabelledImages,
+        total: int,
         batch_size: int,
         *,
         shuffle: bool = False,
@@ -60,17 +61,24 @@ class ImageLoader:
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        device: torch.device | None = None,
     ) -> None:
         needed = batch_size * world_size if drop_last else world_size
-        if batch_size < 1 or len(data.labels) < needed:
+        if batch_size < 1 or total < needed:
             raise ValueError(
-                f"{len(data.labels)} images cannot give batches of {batch_size} to {world_size} process(es): "
+                f"{total} images cannot give batches of {batch_size} to {world_size} process(es): "
                 f"at least {needed} are needed. Use a smaller batch_size, fewer processes or more images."
             )
-        self.data, self.batch_size, self.shuffle, self.drop_last = data, batch_size, shuffle, drop_last
-        self.seed, self.rank, self.world_size, self.device = seed, rank, world_size, device
+        self.total, self.batch_size, self.shuffle, self.drop_last = total, batch_size, shuffle, drop_last
+        self.seed, self.rank, self.world_size = seed, rank, world_size
         self._epoch, self._position, self._first_batch, self._begun = 0, 0, 0, False
+
+    @abstractmethod
+    def fetch(self, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Give out `(B, 3, H, W)` uint8 images, `(B,)` labels and the `(B,)` places of both in the set.
+
+        Args:
+            batches: The places of each batch.
+        """
 
     @property
     def sampler(self) -> Self:
@@ -86,21 +94,18 @@ class ImageLoader:
     def __len__(self) -> int:
         """Number of batches of this process, the same for all."""
         if self.drop_last:
-            return len(self.data.labels) // self.world_size // self.batch_size
-        return math.ceil(math.ceil(len(self.data.labels) / self.world_size) / self.batch_size)
+            return self.total // self.world_size // self.batch_size
+        return math.ceil(math.ceil(self.total / self.world_size) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Give out `(B, 3, H, W)` uint8 images, `(B,)` labels and the `(B,)` places of both in the set."""
+        """Give out the batches of an epoch, as `fetch` does."""
         if self._begun:
             self._epoch, self._first_batch = self._epoch + 1, 0
         self._begun = True
         first, self._first_batch = self._first_batch, 0
-        if self.device is not None and self.data.images.device != self.device:
-            self.data = LabelledImages(self.data.images.to(self.device), self.data.labels.to(self.device))
-        for number, indices in enumerate(self._batches()[first:], start=first):
+        for number, batch in enumerate(self.fetch(self._batches()[first:]), start=first):
             self._position = number + 1
-            indices = indices.to(self.data.images.device)
-            yield *self.data.take(indices), indices
+            yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Epoch, and the number of its batches given out."""
@@ -114,12 +119,36 @@ class ImageLoader:
             self._epoch, self._first_batch, self._position = state["epoch"] + 1, 0, 0
 
     def _batches(self) -> list[Tensor]:
-        total = len(self.data.labels)
-        order = torch.arange(total)
+        order = torch.arange(self.total)
         if self.shuffle:
             generator = torch.Generator().manual_seed(stream_seed(self.seed, self._epoch))
-            order = torch.randperm(total, generator=generator)
+            order = torch.randperm(self.total, generator=generator)
         own = order[self.rank :: self.world_size]
         if self.drop_last:
             return list(own[: len(self) * self.batch_size].view(-1, self.batch_size))
         return [batch for batch in own.tensor_split(len(self)) if len(batch)]
+
+
+class ImageLoader(EpochLoader):
+    """Slices a set that is one tensor.
+
+    Args:
+        data: The whole set, images `(N, 3, H, W)` uint8.
+        batch_size: Images a batch and process.
+        device: Where the set is moved when iteration begins; where it lies if None.
+        options: Those of `EpochLoader`.
+    """
+
+    def __init__(
+        self, data: LabelledImages, batch_size: int, *, device: torch.device | None = None, **options: Any
+    ) -> None:
+        super().__init__(len(data.labels), batch_size, **options)
+        self.data, self.device = data, device
+
+    def fetch(self, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Give out the rows of the tensor, on its device."""
+        if self.device is not None and self.data.images.device != self.device:
+            self.data = LabelledImages(self.data.images.to(self.device), self.data.labels.to(self.device))
+        for places in batches:
+            places = places.to(self.data.images.device)
+            yield *self.data.take(places), places

@@ -43,6 +43,8 @@ class Sources:
         dataset: Name of a registered data set.
         split: Its split.
         root: Folder that holds data sets; None for the default one.
+        images: Whatever else was asked of the data set, by the names of the DataModule's options.
+        policy: Resolution policy of the purifier.
     """
 
     classifier: str | None = None
@@ -55,6 +57,8 @@ class Sources:
     split: str = "test"
     root: str | None = None
     repeats: dict[str, Any] | None = None
+    images: dict[str, Any] = field(default_factory=dict)
+    policy: str = "native"
 
     def write(self, run_dir: Path) -> None:
         """Put them beside the ledger."""

@@ -52,7 +52,7 @@ def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tenso
     return x.permute(0, 5, 1, 3, 2, 4).reshape(b, c, rows * p, cols * p)
 
 
-def sincos_position_table(width: int, grid: tuple[int, int]) -> Tensor:
+def sincos_position_table(width: int, grid: tuple[int, int], span: int | None = None) -> Tensor:
     """Fixed two-dimensional sine-cosine position embedding.
 
     The first half of the channels encodes the column, the second half the row, each as sines then cosines of
@@ -62,6 +62,8 @@ def sincos_position_table(width: int, grid: tuple[int, int]) -> Tensor:
     Args:
         width: Channels D, a multiple of 4.
         grid: Patches per column and per row.
+        span: The grid covers the coordinates 0 to `span - 1` in each direction, those of a grid of `span` patches;
+            its own, one a patch, if None.
 
     Returns:
         `(L, D)` float32.
@@ -73,8 +75,7 @@ def sincos_position_table(width: int, grid: tuple[int, int]) -> Tensor:
         raise ValueError(f"The sine-cosine position table needs a width that is a multiple of 4, not {width}.")
     rows, cols = grid
     omega = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    row, col = torch.meshgrid(
-        torch.arange(rows, dtype=torch.float64), torch.arange(cols, dtype=torch.float64), indexing="ij"
-    )
+    sides = [torch.linspace(0, (span or side) - 1, side, dtype=torch.float64) for side in (rows, cols)]
+    row, col = torch.meshgrid(*sides, indexing="ij")
     angles = [position.reshape(-1, 1) * omega for position in (col, row)]
     return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1).float()

@@ -105,6 +105,7 @@ class MaskedAutoencoder(nn.Module):
         kind = {"convs": Refinement, "deep": DeepRefinement}[config.refine_kind]
         self.refinement = kind(config.refine_width, config.refine_depth) if config.refine_depth else None
         self._positions: dict[tuple[int, tuple[int, int], str], Tensor] = {}
+        self._span: int | None = None
         self._initialize()
 
     def _initialize(self) -> None:
@@ -120,12 +121,17 @@ class MaskedAutoencoder(nn.Module):
         if self.config.residual:
             nn.init.zeros_(self.decoder_pred.weight)
 
+    def interpolate_positions(self) -> None:
+        """From here on the positions of any grid lie between those of the training grid, not beyond them."""
+        self._span = self.config.image_size // self.config.patch_size
+        self._positions.clear()
+
     def positions(self, width: int, grid: tuple[int, int], device: torch.device) -> Tensor:
         """The sine-cosine table `(1, L, width)` of a grid, computed once a device."""
         key = (width, grid, str(device))
         if key not in self._positions:
             with torch.inference_mode(False):
-                self._positions[key] = sincos_position_table(width, grid)[None].to(device)
+                self._positions[key] = sincos_position_table(width, grid, self._span)[None].to(device)
         return self._positions[key]
 
     def forward_encoder(

@@ -8,6 +8,7 @@ from torchmetrics import MeanMetric
 
 from maep_lightning.models.classifiers import load_classifier
 from maep_lightning.models.defended import stages
+from maep_lightning.models.policies import CHUNK, apply_policy
 from maep_lightning.models.registry import load_purifier
 from maep_lightning.models.repeated import Aggregate, RepeatedPurifier
 
@@ -28,6 +29,9 @@ class PurifierEvaluation(LightningModule):
         masks: Random masks for each image.
         aggregate: What becomes of the purified images of several masks: `mean` or `vote`, see `RepeatedPurifier`.
         passes: How often the purifier is applied, each time to what it returned before.
+        policy: How the purifier serves images of another size than it was trained on: `native`, `tile`, `overlap`,
+            `interpolate` or `resize`; see `maep_lightning.models.policies.apply_policy`.
+        chunk: Tiles that the policy purifies at once: memory against speed.
     """
 
     def __init__(
@@ -40,24 +44,34 @@ class PurifierEvaluation(LightningModule):
         masks: int = 1,
         aggregate: Aggregate = "mean",
         passes: int = 1,
+        policy: str = "native",
+        chunk: int = CHUNK,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         if classifier is None and purifier is None:
             raise ValueError("Give the file of a classifier, a purifier, or both: there is nothing to evaluate.")
+        if purifier is None and policy != "native":
+            raise ValueError(f"The policy {policy} serves a purifier: give --model.init_args.purifier FILE.")
         self.classifier: nn.Module | None = None
         if classifier is not None:
             self.classifier = load_classifier(classifier, classifier_name, num_classes)
         self.purifier: nn.Module | None = None
         if purifier is not None:
-            self.purifier = load_purifier(purifier).requires_grad_(False)
+            self.purifier = load_purifier(purifier)
         repeats: dict[str, Any] = {"mask_ratio": mask_ratio, "masks": masks, "aggregate": aggregate, "passes": passes}
         self.repeats = {name: value for name, value in repeats.items() if value != _ONCE[name]}
         """The options of `RepeatedPurifier` that are set; none for the purifier as it is."""
         if self.repeats:
             if self.purifier is None:
                 raise ValueError(f"{', '.join(self.repeats)} are options of a purifier, and there is none.")
+            if policy != "native":
+                raise ValueError(
+                    f"The policy {policy} and {', '.join(self.repeats)} cannot be combined: leave one out."
+                )
             self.purifier = RepeatedPurifier(self.purifier, **self.repeats)
+        if self.purifier is not None:
+            self.purifier = apply_policy(self.purifier, policy, chunk).requires_grad_(False)
         # Sums and counts, so that processes with batches of different size give the figure of one process.
         self.acc_clean, self.acc_purified = MeanMetric(), MeanMetric()
 

@@ -1,0 +1,245 @@
+"""Data sets of image files, in the layouts in which they are published."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from maep_lightning.data.decoding import image_suffixes
+from maep_lightning.data.registry import ImageFiles, Split
+from maep_lightning.data.splits import balanced_order
+
+# Fixed, so that the first n test images are the same ones everywhere.
+_ORDER_SEED = 20_120_625
+
+
+@dataclass(frozen=True)
+class FolderLoader:
+    """Finds the files of a data set: a `DatasetSpec.loader` for whatever lies in folders.
+
+    The folder holds `train/` and `val/` (or `test/`), each with a sub-folder for each class, or class sub-folders and
+    nothing else, which are a test split. Below its sub-folder the images of a class may lie at any depth. Some classes
+    may be missing. Test images come in a fixed class-balanced order, so that any first n of them are a fair sample;
+    those that `val_annotations.txt` (Tiny-ImageNet) or a list names, in its order.
+
+    Args:
+        folders: Names of the data set's folder below `root`; the first one that is there is taken.
+        classes: Names of the class sub-folders, in label order.
+        how_to_get: Said where the folder is missing.
+        url: Archive that unpacks to the first of `folders`; None where it cannot be fetched.
+        md5: MD5 sum of the archive, if known.
+        folder: The folder itself, as it is or below `root`, in place of `folders`.
+        image_list: Text file of the test images to take, in order: in each line a path below the test split's folder,
+            then, unless a folder in the path is named after the class, a space and its name in `classes` or its place
+            there.
+    """
+
+    folders: tuple[str, ...]
+    classes: tuple[str, ...]
+    how_to_get: str
+    url: str | None = None
+    md5: str | None = None
+    folder: Path | None = None
+    image_list: Path | None = None
+
+    def __call__(self, split: Split, root: Path, download: bool) -> ImageFiles:
+        """Find the files of a split.
+
+        Raises:
+            FileNotFoundError: If the folder, the split or a listed file is missing, or there is no image.
+            ValueError: If a sub-folder is no class, there are fewer than two classes, or a list is not understood.
+        """
+        place = split_folder(self.find(root, download), split)
+        if split == "test" and self.image_list is not None:
+            return read_list(self.image_list, place, self.classes)
+        annotations = place / "val_annotations.txt"
+        if annotations.is_file():
+            return _read_annotations(annotations, self.classes)
+        files = scan(place, self.classes)
+        return files.take(balanced_order(files.labels, _ORDER_SEED)) if split == "test" else files
+
+    def find(self, root: Path, download: bool) -> Path:
+        """The data set's folder.
+
+        Args:
+            root: Folder that holds data sets.
+            download: Whether a missing set may be fetched.
+
+        Raises:
+            FileNotFoundError: If it is missing and is not, or cannot be, fetched.
+        """
+        places = [root / name for name in self.folders]
+        if self.folder is not None:
+            places = [self.folder.expanduser(), root / self.folder]
+        for place in places:
+            if place.is_dir():
+                return place
+        if self.folder is not None:
+            tried = " nor ".join(dict.fromkeys(str(place.absolute()) for place in places))
+            raise FileNotFoundError(
+                f"There is no folder {tried}: set --data.init_args.folder to the folder that holds train/ and val/, or "
+                f"a sub-folder for each class."
+            )
+        failed = ""
+        if download and self.url is not None:
+            try:
+                return self._fetch(self.url, root)
+            except (OSError, RuntimeError) as error:
+                failed = f" Its download failed: {error}."
+        raise FileNotFoundError(
+            f"There is no folder {places[0].absolute()}.{failed} Set --data.init_args.root, or the environment "
+            f"variable MAEP_DATA_DIR, to the folder that holds {self.folders[0]}/, or --data.init_args.folder to that "
+            f"folder itself. How to get it: {self.how_to_get}"
+        )
+
+    def _fetch(self, url: str, root: Path) -> Path:
+        from torchvision.datasets.utils import download_and_extract_archive
+
+        root.mkdir(parents=True, exist_ok=True)
+        # A folder under its own name is a whole one: one that was half unpacked would pass for it.
+        with tempfile.TemporaryDirectory(dir=root) as unpacked:
+            download_and_extract_archive(url, str(root), extract_root=unpacked, md5=self.md5)
+            return (Path(unpacked) / self.folders[0]).rename(root / self.folders[0])
+
+
+def split_folder(folder: Path, split: Split) -> Path:
+    """Where the images of a split lie.
+
+    Args:
+        folder: Folder of a data set.
+        split: `train` or `test`.
+
+    Raises:
+        FileNotFoundError: If there is no such split.
+    """
+    train = folder / "train"
+    if split == "train":
+        if train.is_dir():
+            return train
+        raise FileNotFoundError(
+            f"{folder.absolute()} has no train/, so there is nothing to train on: class folders without it are a test "
+            f"split. Put training images into train/CLASS/ and test images into val/CLASS/."
+        )
+    for name in ("val", "test"):
+        if (folder / name).is_dir():
+            return folder / name
+    if train.is_dir():
+        raise FileNotFoundError(f"{folder.absolute()} has train/, but neither val/ nor test/ to test on.")
+    return folder
+
+
+def class_folders(place: Path) -> list[str]:
+    """Names of the sub-folders of a split, sorted.
+
+    Args:
+        place: Folder of a split.
+
+    Raises:
+        ValueError: If there are fewer than two.
+    """
+    names = sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and not entry.name.startswith("."))
+    if len(names) < 2:
+        raise ValueError(
+            f"{place.absolute()} has {len(names)} sub-folder(s), but one for each of at least two classes is needed: "
+            f"put each image into a folder named after its class."
+        )
+    return names
+
+
+def scan(place: Path, classes: Sequence[str]) -> ImageFiles:
+    """The images of a split, sorted by class and path.
+
+    Args:
+        place: Folder of the split.
+        classes: Names of the class sub-folders, in label order.
+
+    Raises:
+        FileNotFoundError: If there is no image.
+        ValueError: If a sub-folder is no class, or fewer than two hold images.
+    """
+    label_of = {name: label for label, name in enumerate(classes)}
+    present = class_folders(place)
+    if strange := [name for name in present if name not in label_of]:
+        raise ValueError(
+            f"{place.absolute()} has {len(strange)} sub-folder(s) that are no class, such as {strange[0]}; the "
+            f"{len(classes)} classes are {classes[0]}, {classes[1]}, ... Rename or remove them, or read the folder "
+            f"with the data set 'folder', which takes any classes."
+        )
+    names, labels = [], []
+    for name in sorted(present, key=label_of.__getitem__):
+        found = _images_below(place, name)
+        names += found
+        labels += [label_of[name]] * len(found)
+    if not names:
+        raise FileNotFoundError(f"{place.absolute()} holds no image (jpg, png, bmp, webp, ...) in its class folders.")
+    if len(set(labels)) < 2:
+        raise ValueError(f"All images of {place.absolute()} are of one class, {classes[labels[0]]}; two are needed.")
+    return ImageFiles.of(place, names, labels)
+
+
+def _images_below(place: Path, name: str) -> list[str]:
+    found = []
+    for folder, _, files in os.walk(place / name, followlinks=True):
+        below = os.path.relpath(folder, place)
+        found += [os.path.join(below, file) for file in files if not file.startswith(".")]
+    return sorted(path for path in found if os.path.splitext(path)[1].lower() in image_suffixes())
+
+
+def read_list(path: Path, place: Path, classes: Sequence[str]) -> ImageFiles:
+    """The images that a list names, in its order; empty lines and those that begin with `#` are skipped.
+
+    Args:
+        path: The list; see `FolderLoader`.
+        place: Folder that its paths start from.
+        classes: Names of the classes, in label order.
+
+    Raises:
+        FileNotFoundError: If the list or a file in it is missing.
+        ValueError: If a line says no class, or one that there is not, or there is no line.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no list of images {path.absolute()}: see --data.init_args.image_list.")
+    label_of = {name: label for label, name in enumerate(classes)}
+    names, labels = [], []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        # A tab ends the path for sure; a space does where what follows is a label, since paths may hold spaces.
+        name, _, word = line.partition("\t") if "\t" in line else line.rpartition(" ")
+        if not name or (not word.isdigit() and word not in label_of):
+            name, word = line, next((part for part in Path(line).parts[:-1] if part in label_of), "")
+        label = int(word) if word.isdigit() else label_of.get(word, -1)
+        if not 0 <= label < len(classes):
+            raise ValueError(
+                f"{path}, line {number}: {line!r} says no class of the {len(classes)}. Write a path with a folder "
+                f"named after the class, or a space and a label from 0 to {len(classes) - 1} behind the path."
+            )
+        names.append(name.strip())
+        labels.append(label)
+    return _listed(path, place, names, labels)
+
+
+def _read_annotations(path: Path, classes: Sequence[str]) -> ImageFiles:
+    label_of = {name: label for label, name in enumerate(classes)}
+    names, labels = [], []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        name, _, rest = line.partition("\t")
+        word = rest.partition("\t")[0]
+        if word not in label_of:
+            raise ValueError(f"{path}, line {number}: {word!r} is no class of the {len(classes)}. Unpack the set anew.")
+        names.append(os.path.join("images", name))
+        labels.append(label_of[word])
+    return _listed(path, path.parent, names, labels)
+
+
+def _listed(path: Path, place: Path, names: Sequence[str], labels: Sequence[int]) -> ImageFiles:
+    if not names:
+        raise ValueError(f"{path} names no image.")
+    if missing := [name for name in names if not (place / name).is_file()]:
+        raise FileNotFoundError(
+            f"{path} names {len(missing)} of {len(names)} files that are not in {place.absolute()}, such as "
+            f"{missing[0]}. Paths start from that folder; is it the one the list was made for?"
+        )
+    return ImageFiles.of(place, names, labels)

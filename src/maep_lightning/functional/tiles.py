@@ -1,0 +1,117 @@
+"""Images to overlapping square tiles and back, padding by reflection, and a measure of the seams that tiles leave."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def padded_side(side: int, size: int, stride: int) -> int:
+    """The smallest side, at least `side`, that tiles of `size` laid every `stride` pixels cover exactly."""
+    return size + max(0, -(-(side - size) // stride)) * stride
+
+
+def reflect_pad(images: Tensor, height: int, width: int) -> Tensor:
+    """Enlarge images by mirroring them at their borders, evenly on both sides.
+
+    Args:
+        images: `(B, C, H, W)`.
+        height: New height, from H to 3 H - 2.
+        width: New width, likewise.
+
+    Returns:
+        `(B, C, height, width)`; `center_crop` takes the images out of it again.
+
+    Raises:
+        ValueError: If the images are too small to fill that much with their reflection.
+    """
+    h, w = images.shape[-2:]
+    if height - h > 2 * (h - 1) or width - w > 2 * (w - 1):
+        raise ValueError(f"Images of {h}x{w} pixels are too small to be mirrored up to {height}x{width}.")
+    for dim, extra in ((-2, height - h), (-1, width - w)):
+        if extra == 0:
+            continue
+        side = images.shape[dim]
+        before = extra // 2
+        after = extra - before
+        # Not F.pad: its backward pass on a GPU adds up in no fixed order, and attacks must repeat to the bit.
+        images = torch.cat(
+            [images.narrow(dim, 1, before).flip(dim), images, images.narrow(dim, side - 1 - after, after).flip(dim)],
+            dim=dim,
+        )
+    return images
+
+
+def center_crop(images: Tensor, height: int, width: int) -> Tensor:
+    """The part of `(B, C, H, W)` that `reflect_pad` enlarged, `(B, C, height, width)`."""
+    top, left = (images.shape[-2] - height) // 2, (images.shape[-1] - width) // 2
+    return images[..., top : top + height, left : left + width]
+
+
+def cut_tiles(images: Tensor, size: int, stride: int) -> Tensor:
+    """Cut images into square tiles.
+
+    Args:
+        images: `(B, C, H, W)`, whose sides `padded_side` leaves as they are.
+        size: Side of a tile in pixels.
+        stride: Pixels from one tile to the next; `size` for tiles side by side.
+
+    Returns:
+        `(B * L, C, size, size)`, image by image and row by row.
+    """
+    columns = F.unfold(images, size, stride=stride)
+    return columns.transpose(1, 2).reshape(-1, images.shape[1], size, size)
+
+
+def join_tiles(tiles: Tensor, height: int, width: int, stride: int) -> Tensor:
+    """Put the tiles of `cut_tiles` back where they were; where they overlap, they add up.
+
+    Args:
+        tiles: `(B * L, C, size, size)`.
+        height: Of the images.
+        width: Of the images.
+        stride: As in `cut_tiles`.
+
+    Returns:
+        `(B, C, height, width)`.
+    """
+    size = tiles.shape[-1]
+    count = ((height - size) // stride + 1) * ((width - size) // stride + 1)
+    columns = tiles.reshape(-1, count, tiles[0].numel()).transpose(1, 2)
+    return F.fold(columns, (height, width), size, stride=stride)
+
+
+def hann_window(size: int) -> Tensor:
+    """Weights `(size, size)` of a tile's pixels, `sin^2` in each direction: 1 in the middle, small at the borders.
+
+    The samples lie half a pixel off the zeros, so every weight is positive, and tiles laid every half tile have
+    weights that sum to 1 wherever four of them meet.
+    """
+    side = torch.sin(torch.pi * (torch.arange(size, dtype=torch.float64) + 0.5) / size) ** 2
+    return (side[:, None] * side[None, :]).float()
+
+
+def seam_ratio(purified: Tensor, images: Tensor, period: int, patch: int = 1) -> Tensor:
+    """How much rougher the purifier's correction is across tile borders than elsewhere.
+
+    The mean absolute difference of neighbouring pixels of `purified - images` over the pairs astride a multiple of
+    `period`, divided by the mean over the pairs astride another multiple of `patch`. It is of the correction because an
+    image has edges of its own, and between patches because these leave a lattice of their own, at any policy. 1 means
+    that tile borders cannot be told from patch borders; a purifier that changes nothing gives NaN.
+
+    Args:
+        purified: `(B, C, H, W)`.
+        images: What was purified, the same shape.
+        period: Pixels from one tile border to the next, counted from the upper left corner.
+        patch: Side in pixels of the purifier's patches, a divisor of `period` and less than it.
+
+    Returns:
+        A scalar.
+    """
+    correction = (purified - images).detach()
+    tiles, patches = [], []
+    for dim in (-2, -1):
+        jumps = correction.diff(dim=dim).abs().movedim(dim, 0).flatten(1)
+        position = torch.arange(1, len(jumps) + 1, device=jumps.device)
+        tiles.append(jumps[position % period == 0].flatten())
+        patches.append(jumps[(position % period != 0) & (position % patch == 0)].flatten())
+    return torch.cat(tiles).mean() / torch.cat(patches).mean()

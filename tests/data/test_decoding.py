@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from maep_lightning.data.decoding import Decoder, read_rgb
+
+
+def picture(path, size=(50, 40)):
+    pixels = np.random.RandomState(0).randint(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("size", [(50, 40), (37, 91), (28, 28), (32, 32)])
+def test_decoder__does_what_robustbench_does(tmp_path, size):
+    path = picture(tmp_path / "x.png", size)
+    published = transforms.Compose([transforms.Resize(32), transforms.CenterCrop(28), transforms.ToTensor()])
+    with Image.open(path) as image:
+        expected = published(image)
+    assert torch.equal(Decoder(32, 28)(path).float() / 255, expected)
+
+
+def test_decoder__test_square_lies_in_the_middle_of_the_training_square(tmp_path):
+    path = picture(tmp_path / "x.png")
+    assert torch.equal(Decoder(32, 28)(path), Decoder(32, 32)(path)[:, 2:30, 2:30])
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_decoder__other_modes_become_rgb(tmp_path, mode):
+    with Image.open(picture(tmp_path / "x.png")) as image:
+        image.convert(mode).save(tmp_path / "x.tiff")
+    assert Decoder(16, 16)(tmp_path / "x.tiff").shape == (3, 16, 16)
+
+
+@pytest.mark.faults
+def test_read_rgb__bad_files_are_named(tmp_path):
+    picture(tmp_path / "cut.png")
+    content = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    (tmp_path / "text.jpg").write_text("no image")
+    Image.fromarray(np.zeros((32, 32), dtype=np.uint16)).save(tmp_path / "deep.png")
+    for name, words in (
+        ("cut.png", "is damaged"), ("text.jpg", "is damaged"), ("gone.jpg", "cannot be decoded"), ("deep.png", "8 bits")
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=rf"{name}.*{words}"):
+            read_rgb(tmp_path / name)

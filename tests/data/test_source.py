@@ -1,0 +1,107 @@
+import pytest
+import torch
+
+from maep_lightning.data import CIFAR10, DatasetSpec, FolderLoader, ImageSource, register
+from maep_lightning.data.imagenet import imagenet_classes
+
+TENCH, GOLDFISH, TISSUE = "n01440764", "n01443537", "n15075141"
+
+
+@pytest.fixture
+def imagenette(tmp_path, write_photos):
+    write_photos(tmp_path / "imagenette2-320" / "train", {TENCH: 3, "n03888257": 3})
+    write_photos(tmp_path / "imagenette2-320" / "val", {TENCH: 1, "n03888257": 2})
+    return str(tmp_path)
+
+
+def test_imagenette__labels_are_imagenets_unless_its_own_are_asked_for(imagenette):
+    source = ImageSource("imagenette", imagenette)
+    assert sorted(source.load("test").labels.tolist()) == [0, 701, 701]
+    assert (len(source.class_names), source.class_names[701]) == (1000, "parachute")
+    own = ImageSource("imagenette", imagenette, label_space="own")
+    assert sorted(own.load("test").labels.tolist()) == [0, 9, 9]
+    assert (len(own.class_names), own.class_names[9]) == (10, "parachute")
+    assert own.spec.class_indices[9] == 701
+
+
+def test_folder__takes_any_classes(photos):
+    source = ImageSource("folder", folder=str(photos))
+    assert source.class_names == ("a", "b", "c")
+    assert source.spec.class_indices is None
+    assert source.load("train").labels.tolist() == [0] * 12 + [1] * 10 + [2] * 8
+    assert source.title == "photos"
+
+
+def test_folder__named_by_wordnet_numbers_has_imagenets_labels(tmp_path, write_photos):
+    write_photos(tmp_path / "some", {TISSUE: 2, GOLDFISH: 1})
+    source = ImageSource("folder", root=str(tmp_path), folder="some")
+    assert sorted(source.load("test").labels.tolist()) == [1, 999, 999]
+    assert source.class_names == tuple(item.name for item in imagenet_classes())
+    own = ImageSource("folder", root=str(tmp_path), folder="some", label_space="own")
+    assert own.class_names == ("goldfish", "toilet tissue")
+    assert sorted(own.load("test").labels.tolist()) == [0, 1, 1]
+
+
+def test_folder__may_lack_training_or_test_images_that_are_not_needed(photos, tmp_path):
+    assert len(ImageSource("folder", folder=str(photos / "val")).load("test").labels) == 15
+    (photos / "val").rename(tmp_path / "elsewhere")
+    assert len(ImageSource("folder", folder=str(photos)).load("train").labels) == 30
+
+
+def test_image_size__decides_what_is_decoded(photos):
+    source = ImageSource("folder", folder=str(photos), image_size=16, crop_pct=0.8)
+    assert (source.decoder().resize, source.decoder().crop) == (20, 16)
+    assert (source.decoder(training=True).resize, source.decoder(training=True).crop) == (20, 20)
+    images, labels = source.test_images(limit=7)
+    assert images.shape == (7, 3, 16, 16)
+    assert torch.equal(labels, source.load("test").labels[:7])
+
+
+@pytest.mark.parametrize("dataset", ["imagenet", "imagenette", "folder"])
+def test_photographs__are_resized_to_256_and_cropped_to_224(photos, dataset):
+    decoder = ImageSource(dataset, folder=str(photos)).decoder()
+    assert (decoder.resize, decoder.crop) == (256, 224)
+
+
+def test_image_list__chooses_the_test_images(photos, tmp_path):
+    (tmp_path / "few.txt").write_text("c/c_0.JPEG\na/a_1.JPEG\n")
+    source = ImageSource("folder", folder=str(photos), image_list=str(tmp_path / "few.txt"), image_size=8)
+    assert source.title == "photos (few.txt)"
+    assert source.test_images().labels.tolist() == [2, 0]
+
+
+def test_root__falls_back_to_the_environment(imagenette, monkeypatch):
+    monkeypatch.setenv("MAEP_DATA_DIR", imagenette)
+    assert len(ImageSource("imagenette").load("train").labels) == 6
+
+
+def test_own_entry__needs_a_spec_and_nothing_else(photos, monkeypatch):
+    monkeypatch.setattr("maep_lightning.data.registry._SPECS", {})
+    loader = FolderLoader(("photos",), ("a", "b", "c"), "take them.")
+    register(DatasetSpec("snaps", 16, ("ant", "bee", "cat"), "CC0", "take them.", loader, val_size=5))
+    images, labels = ImageSource("snaps", str(photos.parent)).test_images()
+    assert images.shape == (15, 3, 16, 16)
+    assert labels.bincount().tolist() == [4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dataset": "folder"}, "needs --data.init_args.folder"),
+        ({"dataset": "cifar10", "folder": "x"}, "cifar10 is not: leave them out, or choose 'folder'"),
+        ({"dataset": "digits", "image_list": "x"}, "for data sets of image files"),
+        ({"dataset": "cifar10", "label_space": "imagenet"}, "classes of cifar10 are not ImageNet's"),
+        ({"dataset": "imagenet", "image_size": 0}, "image_size must be at least 1"),
+        ({"dataset": "imagenet", "crop_pct": 1.1}, "crop_pct must be above 0 and at most 1, not 1.1"),
+        ({"dataset": "imagenets"}, "Did you mean 'imagenet'"),
+    ],
+)
+def test_unusable_options__are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        ImageSource(**options)
+
+
+def test_image_size__of_a_set_that_is_no_files_is_refused(fake_cifar10):
+    source = ImageSource(CIFAR10.name, str(fake_cifar10.root), image_size=224)
+    with pytest.raises(ValueError, match="cifar10 comes as images of 32x32 pixels, not 224"):
+        source.load("test")

@@ -1,0 +1,75 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from maep_lightning.functional.tiles import (
+    center_crop,
+    cut_tiles,
+    hann_window,
+    join_tiles,
+    padded_side,
+    reflect_pad,
+    seam_ratio,
+)
+
+
+@pytest.mark.parametrize(
+    ("side", "stride", "padded"), [(224, 32, 224), (225, 32, 256), (20, 32, 32), (224, 16, 224), (41, 16, 48)]
+)
+def test_padded_side__is_the_next_that_tiles_cover(side, stride, padded):
+    assert padded_side(side, 32, stride) == padded
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("extra", [(0, 0), (5, 0), (4, 7), (18, 16)])
+def test_reflect_pad__is_that_of_torch_and_is_cropped_back(extra):
+    images = torch.rand(2, 3, 10, 9, requires_grad=True)
+    padded = reflect_pad(images, 10 + extra[0], 9 + extra[1])
+    top, left = extra[0] // 2, extra[1] // 2
+    expected = F.pad(images, (left, extra[1] - left, top, extra[0] - top), mode="reflect")
+    assert torch.equal(padded, expected)
+    assert torch.equal(center_crop(padded, 10, 9), images)
+    weight = torch.rand_like(padded)
+    gradients = [torch.autograd.grad((x * weight).sum(), images)[0] for x in (padded, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_reflect_pad__says_what_is_too_small():
+    with pytest.raises(ValueError, match="10x9 pixels are too small to be mirrored up to 32x32"):
+        reflect_pad(torch.rand(1, 3, 10, 9), 32, 32)
+
+
+def test_cut_tiles__come_image_by_image_and_row_by_row():
+    images = torch.rand(2, 3, 8, 12)
+    tiles = cut_tiles(images, 4, 4)
+    assert torch.equal(tiles[0], images[0, :, :4, :4])
+    assert torch.equal(tiles[5], images[0, :, 4:, 8:])
+    assert torch.equal(tiles[7], images[1, :, :4, 4:8])
+    assert torch.equal(join_tiles(tiles, 8, 12, 4), images)
+
+
+def test_join_tiles__adds_up_where_tiles_overlap():
+    tiles = cut_tiles(torch.ones(1, 1, 8, 8), 4, 2)
+    side = torch.tensor([1.0, 1, 2, 2, 2, 2, 1, 1])
+    assert torch.equal(join_tiles(tiles, 8, 8, 2)[0, 0], side[:, None] * side)
+
+
+def test_hann_window__sums_to_one_where_tiles_overlap_and_is_positive():
+    window = hann_window(16)
+    assert window.min() > 0
+    joined = join_tiles(window.expand(9, 1, 16, 16), 32, 32, 8)[0, 0, 8:-8, 8:-8]
+    torch.testing.assert_close(joined, torch.ones(16, 16))
+
+
+def test_seam_ratio__is_one_without_tiles_and_counts_steps_between_them():
+    torch.manual_seed(0)
+    images, noise = torch.rand(8, 3, 64, 64), torch.randn(8, 3, 64, 64)
+    assert seam_ratio(images + 0.1 * noise, images, 16) == pytest.approx(1, abs=0.03)
+    ramp = torch.arange(64.0) + 2 * (torch.arange(64) // 16)  # steps of 1 inside tiles, of 3 between them
+    assert seam_ratio(ramp[:, None] + ramp.expand(1, 1, 64, 64), torch.zeros(1), 16) == pytest.approx(3)
+
+
+def test_seam_ratio__does_not_take_patches_for_tiles():
+    step = (torch.arange(64) // 4).float()
+    correction = (step[:, None] + step).expand(1, 3, 64, 64)
+    assert seam_ratio(correction, torch.zeros(1), 16, patch=4) == pytest.approx(1)
