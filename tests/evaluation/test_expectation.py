@@ -1,6 +1,7 @@
 """The rungs against stochastic purifiers, and what a verdict on one is."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from maep_lightning.attacks.autoattack import AutoAttackSettings
 from maep_lightning.attacks.target import Target
 from maep_lightning.evaluation import Plan, evaluate
 from maep_lightning.evaluation.admissible import reasons_against
+from maep_lightning.evaluation.expectation import eot_attacks, expectation_rung
 from maep_lightning.evaluation.ladder import fixed
 from maep_lightning.evaluation.ledger import Ledger, Status
 from maep_lightning.evaluation.recheck import recheck
@@ -322,3 +324,20 @@ def test_eot__every_norm_and_number_of_classes(linear, tmp_path, norm, classes):
     names = {path.parts[-2] for path in (tmp_path / "ledger" / "eot").rglob("*.safetensors")}
     assert names <= {"apgd-ce"} | ({"apgd-dlr"} if classes > 2 else set()) | ({"pgd"} if norm != "L1" else set())
     assert results.row("eot")["acc_robust"] < results.row("none")["acc_robust"]
+
+
+def test_cost__is_what_the_rungs_take_of_a_sample_that_no_draw_gets_wrong(linear, tmp_path):
+    """What the preview reckons with, against the passes that were counted."""
+    classifier, _, images, _ = linear.build(8)
+    with torch.no_grad():
+        labels = classifier(images.flip(-1)).argmax(1)
+    plan = linear.plan(8, eps="1/2550000", threats=("none", "bpda", "eot"), **BUDGET)
+    evaluate(classifier, Noisy(1e-3).eval(), images, labels, plan, tmp_path, progress=False, sanity=0)
+    averaged = replace(plan.settings, version="rand")
+    rung = expectation_rung("eot", None, None, eot_attacks(averaged, 10), plan.eot_steps, averaged, {}, "")
+    lines = [json.loads(line) for path in (tmp_path / "timings").glob("*") for line in path.read_text().splitlines()]
+    counted = {entry["attack"]: entry for entry in lines if entry["rung"] == "eot"}
+    assert counted.keys() == rung.cost.keys()
+    for attack, (forwards, backwards) in rung.cost.items():
+        assert counted[attack]["backwards"] == 8 * backwards
+        assert counted[attack]["forwards"] == 8 * (forwards + plan.judge_draws)
