@@ -256,8 +256,9 @@ def test_finetuning__trains_another_architecture_the_same_way(classifier_file, t
     images = torch.rand(2, 3, 32, 32)
     exported = load_purifier(tmp_path / "purifier.safetensors")
     torch.testing.assert_close(exported(images), task.purifier.eval()(images), atol=1e-6, rtol=0)
-    with pytest.raises(ValueError, match="this is disco"):
-        PurifierFinetuning(classifier_file, **disco, lora=LoRA())
+    for option in ({"lora": LoRA()}, {"trainable": "decoder"}, {"objective": "A", "mask_ratio": 0.5}):
+        with pytest.raises(ValueError, match="disco_small is not"):
+            PurifierFinetuning(classifier_file, **disco, **option)
 
 
 def test_finetuning__weights_of_the_stage_before_are_where_it_starts(classifier_file, purifier_file):

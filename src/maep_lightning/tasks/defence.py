@@ -9,7 +9,6 @@ from torch import nn
 
 from maep_lightning.models.classifiers import load_classifier
 from maep_lightning.models.lora import Target, inject_lora
-from maep_lightning.models.mae import MaskedAutoencoder
 from maep_lightning.models.purifier import Purifier
 from maep_lightning.models.registry import create_purifier, load_trained
 from maep_lightning.tasks.base import Optimization, Task
@@ -47,7 +46,7 @@ class PurifierTask(Task):
         optimization: The optimiser's settings.
 
     Raises:
-        ValueError: If both a `trainable` part and `lora` are asked for, or either of a purifier without a decoder.
+        ValueError: If both a `trainable` part and `lora` are asked for.
     """
 
     def __init__(
@@ -70,28 +69,17 @@ class PurifierTask(Task):
             self.purifier = load_trained(weights).train()
         if trainable != "all" and lora is not None:
             raise ValueError(f"lora trains adapters alone, trainable = {trainable} the layers themselves: choose one.")
-        if trainable == "decoder" or lora is not None:
-            # In evaluation mode, so that the running statistics of a frozen refinement stay as well.
-            self.purifier.requires_grad_(False).eval()
-        if trainable == "decoder":
-            for name, parameter in self.mae.named_parameters():
-                parameter.requires_grad = name.startswith("decoder_") or name == "mask_token"
-        if lora is not None:
-            inject_lora(self.mae.decoder_blocks, lora.rank, lora.alpha, lora.targets)
-
-    @property
-    def mae(self) -> MaskedAutoencoder:
-        """The masked autoencoder that the purifier is.
-
-        Raises:
-            ValueError: If it is of another architecture.
-        """
+        if trainable == "all" and lora is None:
+            return
         if not isinstance(self.purifier, Purifier):
-            name = self.purifier.architecture
-            raise ValueError(
-                f"A decoder of its own, and masked patches, has a masked autoencoder only; this is {name}."
-            )
-        return self.purifier.mae
+            raise ValueError(f"Only masked autoencoders have a decoder to train alone; {weights or shape} is not one.")
+        # In evaluation mode, so that the running statistics of a frozen refinement stay as well.
+        self.purifier.requires_grad_(False).eval()
+        if lora is None:
+            for name, parameter in self.purifier.mae.named_parameters():
+                parameter.requires_grad = name.startswith("decoder_") or name == "mask_token"
+        else:
+            inject_lora(self.purifier.mae.decoder_blocks, lora.rank, lora.alpha, lora.targets)
 
     def frozen(self) -> dict[str, nn.Module]:
         """The networks beside the purifier, by the name of their attribute."""

@@ -11,6 +11,7 @@ from maep_lightning.functional.augment import random_flip
 from maep_lightning.functional.losses import PixelLoss, pixel_distance, visible_patch_loss
 from maep_lightning.functional.patches import patchify
 from maep_lightning.models.classifiers import load_classifier
+from maep_lightning.models.purifier import Purifier
 from maep_lightning.tasks.base import Optimization
 from maep_lightning.tasks.defence import LoRA, PurifierTask, Trainable
 from maep_lightning.tasks.pairs import PairAttack, PairPool
@@ -91,6 +92,8 @@ class PurifierFinetuning(PurifierTask):
             raise ValueError(f"Objective B has one term, nothing to trade off: trade_off = {trade_off} needs A or C.")
         if objective != "B" and mask_ratio == 0:
             raise ValueError(f"Objective {objective} learns from removed patches: give it a mask_ratio above 0.")
+        if objective != "B" and not isinstance(self.purifier, Purifier):
+            raise ValueError(f"Objective {objective} needs a masked autoencoder; {weights or shape} is not one.")
         self.surrogate: nn.Module | None = None
         if surrogate is not None:
             self.surrogate = load_classifier(surrogate, surrogate_name, num_classes)
@@ -159,16 +162,17 @@ class PurifierFinetuning(PurifierTask):
         if self.objective == "B":
             purified = self.purifier.restore(attacked, self.mask_ratio)
             return {"purification_loss": pixel_distance(purified, clean, self.loss_kind).mean()}, purified
-        mae = self.mae
+        assert isinstance(self.purifier, Purifier)
+        mae = self.purifier.mae
         output = mae(attacked, self.mask_ratio)
-        if self.objective == "C":
-            images, target = (patchify(x, mae.config.patch_size) for x in (output.images, clean))
-            distance = visible_patch_loss(images, target, output.mask, self.loss_kind)
-            masked = mae.reconstruction_loss(clean, output)
-        else:
-            distance = pixel_distance(output.images, clean, self.loss_kind).mean()
+        if self.objective == "A":
+            pixels = pixel_distance(output.images, clean, self.loss_kind).mean()
             masked = mae.reconstruction_loss(clean, mae(clean, self.mask_ratio))
-        return {"purification_loss": distance, "masked_loss": masked}, output.images
+        else:
+            images, target = (patchify(x, mae.config.patch_size) for x in (output.images, clean))
+            pixels = visible_patch_loss(images, target, output.mask, self.loss_kind)
+            masked = mae.reconstruction_loss(clean, output)
+        return {"purification_loss": pixels, "masked_loss": masked}, output.images
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step on (attacked, clean) pairs."""
