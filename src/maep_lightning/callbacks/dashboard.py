@@ -1,15 +1,14 @@
 """TensorBoard's first look at a purifier: clean and robust accuracy in one chart, while it trains."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakSet
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
-from maep_lightning.attacks.threat import Epsilon
-from maep_lightning.callbacks.monitoring import EPS, PurifierMonitor, Watched
+from maep_lightning.callbacks.monitoring import PurifierMonitor, Watched
 
 LAYOUT = {
     "Robustness": {
@@ -41,34 +40,14 @@ class RobustnessDashboard(PurifierMonitor):
 
     Args:
         num_images: Number of validation images.
-        eps: Radius on the [0, 1] scale, such as 8/255.
-        norm: `Linf` or `L2`.
-        step_size: Length of an attack step; a quarter of `eps` if None.
-        steps: Number of steps of the attacks (PGD, random start).
-        every_n_epochs: Epochs between two measurements.
-        every_n_steps: Optimiser steps between two measurements; replaces `every_n_epochs`.
         whitebox: Whether the white-box attack is run, by far the dearest part.
-        seed: Seed of the attacks' start.
-
-    Raises:
-        ValueError: If a number is not positive, or `eps` is above 1 in Linf.
+        **options: As in `PurifierMonitor`.
     """
 
     needs_classifier = True
 
-    def __init__(
-        self,
-        num_images: int = 128,
-        eps: Epsilon = EPS,
-        norm: Literal["Linf", "L2"] = "Linf",
-        step_size: Epsilon | None = None,
-        steps: int = 10,
-        every_n_epochs: int = 1,
-        every_n_steps: int | None = None,
-        whitebox: bool = True,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(num_images, eps, norm, step_size, steps, every_n_epochs, every_n_steps, seed)
+    def __init__(self, num_images: int = 128, whitebox: bool = True, **options: Any) -> None:
+        super().__init__(num_images, **options)
         self.whitebox = whitebox
         self._described = False
 

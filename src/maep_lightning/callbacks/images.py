@@ -1,6 +1,6 @@
 """Pictures of what a purifier does, while it trains."""
 
-from typing import Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,8 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from maep_lightning.attacks.threat import Epsilon
-from maep_lightning.callbacks.monitoring import EPS, PurifierMonitor, Watched
+from maep_lightning.callbacks.monitoring import PurifierMonitor, Watched
 
 
 def purification_grid(clean: Tensor, attacked: Tensor, purified: Tensor) -> Tensor:
@@ -44,32 +43,13 @@ class PurificationGrid(PurifierMonitor):
 
     Args:
         num_images: Number of images, the columns.
-        eps: Radius on the [0, 1] scale, such as 8/255.
-        norm: `Linf` or `L2`.
-        step_size: Length of an attack step; a quarter of `eps` if None.
-        steps: Number of steps of the attack (PGD, random start).
-        every_n_epochs: Epochs between two pictures.
-        every_n_steps: Optimiser steps between two pictures; replaces `every_n_epochs`.
-        seed: Seed of the attack's start.
-
-    Raises:
-        ValueError: If a number is not positive, or `eps` is above 1 in Linf.
+        **options: As in `PurifierMonitor`.
     """
 
     needs_classifier = False
 
-    def __init__(
-        self,
-        num_images: int = 8,
-        eps: Epsilon = EPS,
-        norm: Literal["Linf", "L2"] = "Linf",
-        step_size: Epsilon | None = None,
-        steps: int = 10,
-        every_n_epochs: int = 1,
-        every_n_steps: int | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(num_images, eps, norm, step_size, steps, every_n_epochs, every_n_steps, seed)
+    def __init__(self, num_images: int = 8, **options: Any) -> None:
+        super().__init__(num_images, **options)
 
     def observe(self, trainer: Trainer, pl_module: LightningModule, watched: Watched) -> dict[str, float]:
         """Log the picture.
