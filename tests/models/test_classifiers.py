@@ -1,8 +1,18 @@
+import os
+import urllib.error
+from pathlib import Path
+
 import pytest
+import timm
 import torch
+import torchvision
 from torch import nn
 
+from maep_lightning.data import ImageSource
 from maep_lightning.models.classifiers import create_classifier, load_classifier, save_classifier
+from maep_lightning.models.preprocessing import NORMALIZATIONS, normalization_of
+from maep_lightning.models.published import PUBLISHED
+from maep_lightning.models.weights import write_weights
 
 
 @pytest.mark.parametrize(("name", "millions"), [("resnet20", 0.27), ("resnet56", 0.85), ("wrn-28-10", 36.5)])
@@ -12,7 +22,9 @@ def test_create_classifier__has_the_published_number_of_parameters(name, million
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.01 * max(1, millions))
 
 
-@pytest.mark.parametrize("name", ["resnet8", "wrn-16-4", "timm:resnet10t", "torchvision:squeezenet1_1"])
+@pytest.mark.parametrize(
+    "name", ["resnet8", "wrn-16-4", "vgg16-bn", "mlperf-resnet8", "timm:resnet10t", "torchvision:squeezenet1_1"]
+)
 def test_create_classifier__takes_unit_range_images(name):
     model = create_classifier(name, 7).eval()
     first = next(module for module in model.modules() if not list(module.children()))
@@ -26,6 +38,21 @@ def test_resnet20__loads_the_names_of_the_public_weights():
     assert len(names) == 19 * 6 + 2  # 19 convolutions with a BatchNorm of five tensors each, and the linear layer
 
 
+def test_wrn__loads_the_names_of_the_public_weights():
+    # those of RobustBench's standard WRN-28-10, whose file has a BatchNorm of five tensors before each convolution
+    state = create_classifier("wrn-28-10", 10).state_dict()
+    assert {"conv1.weight", "bn1.running_var", "fc.bias", "block3.layer.3.conv2.weight"} <= set(state)
+    assert {"block1.layer.0.convShortcut.weight", "block1.layer.3.bn2.num_batches_tracked"} <= set(state)
+    assert len(state) == 28 + 25 * 5 + 2
+
+
+def test_vgg__loads_the_names_of_the_public_weights():
+    state = create_classifier("vgg16-bn", 10).state_dict()
+    assert {"features.0.weight", "features.1.running_mean", "features.40.bias", "classifier.6.weight"} <= set(state)
+    assert state["classifier.0.weight"].shape == (512, 512)
+    assert len(state) == 13 * 7 + 3 * 2
+
+
 def test_save_and_load__one_file_says_what_it_is(tmp_path):
     model = create_classifier("resnet8", 4).eval()
     save_classifier(model, tmp_path / "c.safetensors", "resnet8", 4)
@@ -34,6 +61,31 @@ def test_save_and_load__one_file_says_what_it_is(tmp_path):
     assert torch.equal(again(images), model(images))
     assert not again.training
     assert not any(p.requires_grad for p in again.parameters())
+    with pytest.raises(ValueError, match=r"c\.safetensors tells 4 classes apart, and the data have 10"):
+        load_classifier(tmp_path / "c.safetensors", num_classes=10)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet8", "resnet8,norm=half,size=16", "timm:resnet10t", "torchvision:squeezenet1_1"]
+)
+def test_save_and_load__the_file_records_the_normalisation(tmp_path, name):
+    model = create_classifier(name, 4)
+    save_classifier(model, tmp_path / "c.safetensors", name, 4)
+    expected, found = (normalization_of(each) for each in (model, load_classifier(tmp_path / "c.safetensors")))
+    assert torch.equal(found.mean, expected.mean)
+    assert torch.equal(found.std, expected.std)
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"),
+    [("timm:resnet10t", "cifar10"), ("torchvision:squeezenet1_1", "imagenet"), ("resnet8", "imagenet")],
+)
+def test_load_classifier__older_files_keep_the_normalisation_of_their_time(tmp_path, name, norm):
+    state = create_classifier(name, 4).state_dict()
+    write_weights(tmp_path / "c.safetensors", state, {"kind": "classifier", "name": name, "num_classes": 4})
+    layer = normalization_of(load_classifier(tmp_path / "c.safetensors"))
+    statistics = (tuple(layer.mean.flatten().tolist()), tuple(layer.std.flatten().tolist()))
+    assert statistics == tuple(pytest.approx(values) for values in NORMALIZATIONS[norm])
 
 
 def test_load_classifier__takes_a_foreign_state_dict_by_name(tmp_path):
@@ -59,6 +111,145 @@ def test_load_classifier__explains_bad_files(tmp_path):
         load_classifier(path, "resnet8", 10)
 
 
-def test_create_classifier__suggests_names():
-    with pytest.raises(ValueError, match="resnet20"):
-        create_classifier("resnet21", 10)
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """The folder of weights that are found by name."""
+    monkeypatch.setenv("MAEP_DATA_DIR", str(tmp_path))
+    (tmp_path / "weights").mkdir()
+    return tmp_path / "weights"
+
+
+def test_load_classifier__finds_public_files_by_name(weights):
+    name = "cifar10_mlperftiny_resnet8"
+    model = create_classifier(PUBLISHED[name].name, 10)
+    torch.save(model.state_dict(), weights / f"{name}.pth")
+    images = torch.rand(2, 3, 32, 32)
+    for source in (name, f"{name}.pth", weights / f"{name}.pth"):
+        assert torch.equal(load_classifier(source)(images), model(images))
+    with pytest.raises(FileNotFoundError, match="Did you mean cifar10_mlperftiny_resnet8"):
+        load_classifier("cifar10_mlperf_resnet8")
+
+
+def test_published__every_network_can_be_built():
+    for known in PUBLISHED.values():
+        logits = create_classifier(known.name, known.num_classes)(torch.rand(2, 3, 64, 64))
+        assert logits.shape == (2, known.num_classes)
+
+
+REAL = Path(os.environ.get("MAEP_DATA_DIR", "nowhere"))
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith("cifar10")])
+def test_real_public_files__reach_their_accuracy(name):
+    if not (REAL / "cifar-10-batches-py").is_dir() or not (REAL / "weights" / f"{name}.pth").is_file():
+        pytest.skip("MAEP_DATA_DIR does not hold CIFAR-10 and this file")
+    images, labels = ImageSource("cifar10", str(REAL)).test_images(200)
+    right = load_classifier(name, num_classes=10)(images.float() / 255).argmax(1) == labels
+    assert right.float().mean() > 0.85  # 0.88 to 0.93 of the first 2,000
+
+
+def test_load_classifier__takes_the_file_of_a_parallel_run(tmp_path):
+    model = create_classifier("mlperf-resnet8", 10)
+    torch.save(nn.DataParallel(model).state_dict(), tmp_path / "weights.pth")
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(load_classifier(tmp_path / "weights.pth", "mlperf-resnet8", 10)(images), model(images))
+
+
+def test_load_classifier__takes_a_library_s_file_by_name(tmp_path):
+    network = timm.create_model("resnet10t", num_classes=5).eval()
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    images = torch.rand(2, 3, 32, 32)
+    for norm in ("half", "imagenet"):
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in NORMALIZATIONS[norm])
+        loaded = load_classifier(tmp_path / "weights.pth", f"timm:resnet10t,norm={norm}", 5)
+        assert torch.equal(loaded(images), network((images - mean) / std))
+
+
+def test_options__normalisation_and_size_are_kept_by_the_file(tmp_path):
+    name = "resnet8,norm=0.5:0.4:0.3/0.2,size=16"
+    model = create_classifier(name, 4).eval()
+    save_classifier(model, tmp_path / "c.safetensors", name, 4)
+    images = torch.full((2, 3, 32, 32), 0.4)
+    plain = create_classifier("resnet8,norm=none", 4).eval()
+    plain.load_state_dict(model.network.state_dict())
+    expected = plain(torch.tensor([-0.5, 0, 0.5]).view(1, 3, 1, 1).expand(2, 3, 16, 16))
+    torch.testing.assert_close(load_classifier(tmp_path / "c.safetensors")(images), expected)
+
+
+@pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", "torchvision:vit_b_32"])
+def test_size__is_asked_for_where_a_network_has_a_fixed_one(name):
+    options = {"timm:vit_tiny_patch16_224": ",depth=1", "torchvision:vit_b_32": ""}
+    images = torch.rand(1, 3, 32, 32)
+    with pytest.raises(ValueError, match="add an option such as size=224"):
+        create_classifier(name + options[name], 10).eval()(images)
+    assert create_classifier(f"{name}{options[name]},size=224", 10).eval()(images).shape == (1, 10)
+
+
+@pytest.mark.parametrize("version", ["IMAGENET1K_V1", "IMAGENET1K_V2"])
+def test_torchvision__fetches_the_weights_that_are_named(monkeypatch, version):
+    network, fetched = torchvision.models.mobilenet_v2().eval(), []
+
+    def get_state_dict(self, *args, **kwargs):
+        fetched.append(self)
+        return network.state_dict()
+
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", get_state_dict)
+    loaded = load_classifier(f"torchvision:mobilenet_v2@{version}")
+    assert fetched == [torchvision.models.MobileNet_V2_Weights[version]]
+    images = torch.rand(1, 3, 64, 64)
+    crop = fetched[0].transforms()
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (crop.mean, crop.std))
+    torch.testing.assert_close(loaded(images), network((images - mean) / std))
+    with pytest.raises(ValueError, match=r"1000 classes apart, and the data have 10\..*label_space imagenet"):
+        load_classifier(f"torchvision:mobilenet_v2@{version}", num_classes=10)
+
+
+def test_timm__fetches_its_default_weights(monkeypatch):
+    create, asked = timm.create_model, []
+
+    def create_model(name, pretrained, **options):
+        asked.append((name, pretrained))
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    assert load_classifier("timm:resnet10t.c3_in1k")(torch.rand(1, 3, 64, 64)).shape == (1, 1000)
+    assert asked == [("resnet10t.c3_in1k", True)]
+    with pytest.raises(ValueError, match="tells 1000 classes apart, and the data have 10"):
+        load_classifier("timm:resnet10t.c3_in1k", num_classes=10)
+
+
+def test_library__without_a_network_says_what_to_do(monkeypatch):
+    def get_state_dict(self, *args, **kwargs):
+        raise urllib.error.URLError("offline")
+
+    monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", get_state_dict)
+    with pytest.raises(FileNotFoundError, match=r"could not be fetched.*offline.*give the file"):
+        load_classifier("torchvision:squeezenet1_1")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("torchvision:resnet50@IMAGENET1K_V3", "there are IMAGENET1K_V1, IMAGENET1K_V2"),
+        ("torchvision:resnet5", "Did you mean resnet"),
+        ("timm:resnet50@V1", "names weights after a dot"),
+        ("timm:resnet5", "Did you mean resnet50"),
+    ],
+)
+def test_load_classifier__explains_unknown_names_of_libraries(source, message):
+    with pytest.raises(ValueError, match=message):
+        load_classifier(source)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet21", "resnet20"),
+        ("resnet20,depth=3", "has the options norm and size"),
+        ("timm:resnet10t,depht=3", "depht"),
+        ("torchvision:squeezenet1_1@DEFAULT", "names weights that a library fetches"),
+    ],
+)
+def test_create_classifier__explains_mistakes(name, message):
+    with pytest.raises(ValueError, match=message):
+        create_classifier(name, 10)

@@ -1,16 +1,29 @@
-"""Classifiers by name: networks of the CIFAR literature, timm and torchvision, and files of them."""
+"""Classifiers by name: networks of the CIFAR literature, timm, torchvision and one's own, and files of them."""
 
 import difflib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import timm
-import torchvision
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from maep_lightning.models.layers import Normalize
-from maep_lightning.models.resnet import CIFAR_MEAN, CIFAR_STD, IMAGENET_MEAN, IMAGENET_STD, CifarResNet, WideResNet
+from maep_lightning.models.libraries import LIBRARIES, build, fetch
+from maep_lightning.models.naming import ClassifierName
+from maep_lightning.models.preprocessing import (
+    NormalizedClassifier,
+    ResizedClassifier,
+    normalization_of,
+    normalization_text,
+    unwrap,
+)
+from maep_lightning.models.programs import import_classifier, is_program, load_program
+from maep_lightning.models.published import PUBLISHED
+from maep_lightning.models.resnet import CifarResNet, WideResNet
+from maep_lightning.models.resnet8 import MLPerfResNet8
+from maep_lightning.models.vgg import CifarVGG16
 from maep_lightning.models.weights import load_state, read_weights, write_weights
 
 _OWN: dict[str, Callable[[int], nn.Module]] = {
@@ -21,64 +34,46 @@ _OWN: dict[str, Callable[[int], nn.Module]] = {
     "resnet110": lambda num_classes: CifarResNet(18, num_classes),
     "wrn-16-4": lambda num_classes: WideResNet(16, 4, num_classes),
     "wrn-28-10": lambda num_classes: WideResNet(28, 10, num_classes),
+    "vgg16-bn": CifarVGG16,
+    "mlperf-resnet8": lambda num_classes: MLPerfResNet8(16, num_classes),
+    "mlperf-resnet8-wide": lambda num_classes: MLPerfResNet8(40, num_classes),
 }
+_SUFFIXES = ("", ".safetensors", ".pth", ".pt", ".pt2")
 
 
-class NormalizedClassifier(nn.Module):
-    """A foreign network behind the normalisation it was trained with, so that it takes images in [0, 1].
-
-    Args:
-        network: Normalised images to logits.
-        mean: Per-channel mean it was trained with.
-        std: Per-channel standard deviation it was trained with.
-    """
-
-    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        self.normalize = Normalize(mean, std)
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images `(B, 3, H, W)` in [0, 1] to logits `(B, K)`."""
-        return self.network(self.normalize(images))  # type: ignore[no-any-return]
-
-
-def create_classifier(name: str, num_classes: int, pretrained: bool = False) -> nn.Module:
+def create_classifier(name: str, num_classes: int) -> nn.Module:
     """Build a classifier that takes images in [0, 1]; normalisation is its first layer.
 
     Args:
-        name: `resnet20`, `wrn-28-10` and so on, `timm:NAME` or `torchvision:NAME`.
+        name: `NETWORK[,OPTION=VALUE...]`, with a network `resnet20`, `wrn-28-10` and so on, `timm:NAME` or
+            `torchvision:NAME`. The option `norm` names the normalisation (a key of `NORMALIZATIONS`, or `MEAN/STD`)
+            where it is not the network's own, `size` what images are resized to first; others go to the library, as in
+            `timm:vit_tiny_patch16_224,img_size=32,patch_size=4`.
         num_classes: Number of classes K.
-        pretrained: Whether to fetch the library's weights (timm and torchvision only).
 
     Returns:
-        The network.
+        The network, freshly initialised.
 
     Raises:
-        ValueError: If the name is unknown; the message lists the nearest ones.
+        ValueError: If a name or an option is unknown; the message lists the nearest ones.
     """
-    library, _, model_name = name.rpartition(":")
-    if library == "timm":
-        network = timm.create_model(model_name, pretrained=pretrained, num_classes=num_classes)
-        settings: Any = network.pretrained_cfg if pretrained else {}
-        return NormalizedClassifier(network, settings.get("mean", CIFAR_MEAN), settings.get("std", CIFAR_STD))
-    if library == "torchvision":
-        options = {"weights": "DEFAULT"} if pretrained else {"num_classes": num_classes}
-        return NormalizedClassifier(torchvision.models.get_model(model_name, **options), IMAGENET_MEAN, IMAGENET_STD)
-    if name not in _OWN:
-        nearest = difflib.get_close_matches(name, _OWN, n=3) or list(_OWN)
+    parts = ClassifierName.parse(name)
+    if parts.library in LIBRARIES:
+        return _prepare(build(parts, num_classes), parts)
+    if parts.library or parts.network not in _OWN:
+        nearest = difflib.get_close_matches(parts.network, _OWN, n=3) or list(_OWN)
         raise ValueError(
             f"Unknown classifier {name!r}; known are {', '.join(nearest)}, timm:NAME and torchvision:NAME."
         )
-    if pretrained:
-        raise ValueError(f"No published weights of {name} are fetched here: train it, or give the path of a file.")
-    return _OWN[name](num_classes)
+    if parts.options or parts.weights:
+        raise ValueError(f"{name!r}: {parts.network} has the options norm and size, and no published weights.")
+    return _prepare(_OWN[parts.network](num_classes), parts)
 
 
 def save_classifier(
     model: nn.Module, path: str | Path, name: str, num_classes: int, provenance: dict[str, Any] | None = None
 ) -> None:
-    """Write a classifier's name and weights into one safetensors file.
+    """Write a classifier's name, normalisation and weights into one safetensors file.
 
     Args:
         model: What `create_classifier(name, num_classes)` built, trained.
@@ -88,31 +83,122 @@ def save_classifier(
         provenance: What made it; JSON types only.
     """
     header = {"kind": "classifier", "name": name, "num_classes": num_classes, "provenance": provenance or {}}
+    if (layer := normalization_of(model)) is not None:
+        header["norm"] = normalization_text(layer)
     write_weights(path, model.state_dict(), header)
 
 
-def load_classifier(path: str | Path, name: str | None = None, num_classes: int | None = None) -> nn.Module:
+def load_classifier(source: str | Path, name: str | None = None, num_classes: int | None = None) -> nn.Module:
     """Load a frozen classifier in evaluation mode.
 
     Args:
-        path: A file of `save_classifier`, or a state dict of the named network.
-        name: The network, needed for a file that does not say it (as in `create_classifier`).
-        num_classes: Number of classes K, needed likewise.
+        source: One of
+
+            - a file of `save_classifier`, of a state dict, or of a TorchScript or exported program;
+            - the name of such a file in the folder `weights` of `MAEP_DATA_DIR`, with or without its suffix;
+            - `timm:NAME` or `torchvision:NAME@WEIGHTS`, whose weights the library fetches;
+            - `python:PACKAGE.MODULE:FACTORY`, see `import_classifier`.
+
+            What is no file may end in options, as in `create_classifier`.
+        name: The network, needed for a state dict that is not known by its file's name (as in `create_classifier`).
+            For a program just options, such as `norm=imagenet`, where it takes no images in [0, 1].
+        num_classes: Number of classes K, needed likewise; what says its own K must say the same one.
 
     Returns:
         Images `(B, 3, H, W)` in [0, 1] to logits `(B, K)`, parameters frozen.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is corrupt, not a classifier, or does not fit the network.
+        FileNotFoundError: If there is no such file, or the library cannot fetch its weights.
+        ValueError: If the file is corrupt, not a classifier, or does not fit the network or K.
     """
+    path = find_weights(source)
+    if path is None:
+        model = _fetch(str(source), num_classes)
+    elif is_program(path):
+        model = _prepare(load_program(path), ClassifierName.parse(name or ""))
+    else:
+        model = _from_state(path, name, num_classes)
+    return model.eval().requires_grad_(False)
+
+
+def find_weights(source: str | Path) -> Path | None:
+    """The file that is meant: at that path, or of that name in the folder `weights` of `MAEP_DATA_DIR`.
+
+    Args:
+        source: A path, or the name of a file with or without its suffix.
+
+    Returns:
+        The file; None if there is none.
+    """
+    candidates = [Path(source), *(_weights_folder() / f"{source}{suffix}" for suffix in _SUFFIXES)]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _weights_folder() -> Path:
+    return Path(os.environ.get("MAEP_DATA_DIR") or "data").expanduser() / "weights"
+
+
+def _fetch(source: str, num_classes: int | None) -> nn.Module:
+    """A classifier that is no file of ours: a library's, or one by import path."""
+    parts = ClassifierName.parse(source)
+    if parts.library in LIBRARIES:
+        model, classes = fetch(parts)
+        _check_classes(source, classes, num_classes)
+        return _prepare(model, parts)
+    if parts.library == "python":
+        return _prepare(import_classifier(parts.network, parts.options), parts)
+    folder = _weights_folder()
+    here = sorted(path.stem for path in folder.glob("*.*")) if folder.is_dir() else []
+    close = difflib.get_close_matches(source, {*here, *PUBLISHED}, n=3)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    raise FileNotFoundError(
+        f"There is no weights file {source}, and none of that name in {folder}.{hint} Train it first, or correct the"
+        " path; timm:NAME, torchvision:NAME and python:MODULE:FACTORY need no file."
+    )
+
+
+def _from_state(path: Path, name: str | None, num_classes: int | None) -> nn.Module:
+    """A classifier from a file of tensors."""
     state, header = read_weights(path)
     if header and header.get("kind") != "classifier":
         raise ValueError(f"{path} is a {header.get('kind')}, not a classifier.")
-    name, num_classes = header.get("name", name), header.get("num_classes", num_classes)
-    if name is None or num_classes is None:
+    classes = num_classes
+    if header:
+        name, classes = _recorded_name(header), header["num_classes"]
+    elif name is None and (known := PUBLISHED.get(path.stem)) is not None:
+        name, classes = known.name, known.num_classes
+    if name is None or classes is None:
         raise ValueError(f"{path} does not say what network it is: give its name (such as resnet20) and num_classes.")
-    model = create_classifier(name, num_classes)
-    inner = model.network if isinstance(model, NormalizedClassifier) and not header else model
-    load_state(inner, state, path)
-    return model.eval().requires_grad_(False)
+    _check_classes(path, classes, num_classes)
+    model = create_classifier(name, classes)
+    if header:
+        load_state(model, state, path)
+    else:
+        consume_prefix_in_state_dict_if_present(state, "module.")  # as nn.DataParallel leaves it
+        load_state(unwrap(model), state, path)
+    return model
+
+
+def _recorded_name(header: dict[str, Any]) -> str:
+    """The name in the header of a file, with the normalisation it was trained with."""
+    name = str(header["name"])
+    # Files that do not record it are older, and networks of timm were trained with that of CIFAR-10 then.
+    norm = header.get("norm", "cifar10" if name.startswith("timm:") else None)
+    return name if norm is None else f"{name},norm={norm}"
+
+
+def _check_classes(source: str | Path, classes: int, expected: int | None) -> None:
+    """Refuse a classifier of other classes than those of the data."""
+    if expected not in (None, classes):
+        hint = " Of a part of ImageNet's classes it needs --data.label_space imagenet." if classes == 1000 else ""
+        raise ValueError(f"{source} tells {classes} classes apart, and the data have {expected}.{hint}")
+
+
+def _prepare(model: nn.Module, name: ClassifierName) -> nn.Module:
+    """Put the normalisation and the input size that a name asks for before a network."""
+    if name.norm is not None:
+        if isinstance(getattr(model, "normalize", None), Normalize):
+            model.normalize = Normalize(*name.norm)
+        else:
+            model = NormalizedClassifier(model, *name.norm)
+    return model if name.size is None else ResizedClassifier(model, name.size)

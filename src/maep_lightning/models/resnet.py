@@ -1,12 +1,14 @@
 """The residual networks of the CIFAR literature: ResNet-20 to 110 and WRN-28-10."""
 
+from collections import OrderedDict
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maep_lightning.models.layers import Normalize
+from maep_lightning.models.preprocessing import NORMALIZATIONS
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+IMAGENET_MEAN, IMAGENET_STD = NORMALIZATIONS["imagenet"]
 
 
 class BasicBlock(nn.Module):
@@ -88,17 +90,19 @@ class WideBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         changes = stride > 1 or channels_in != channels
-        self.shortcut = nn.Conv2d(channels_in, channels, 1, stride, bias=False) if changes else None
+        self.convShortcut = nn.Conv2d(channels_in, channels, 1, stride, bias=False) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, C_in, H, W)` to `(B, C, H/stride, W/stride)`."""
         active = F.relu(self.bn1(x))
-        shortcut = x if self.shortcut is None else self.shortcut(active)
+        shortcut = x if self.convShortcut is None else self.convShortcut(active)
         return self.conv2(F.relu(self.bn2(self.conv1(active)))) + shortcut  # type: ignore[no-any-return]
 
 
 class WideResNet(nn.Module):
     """Wide residual network for 32x32 images (Zagoruyko and Komodakis 2016), without dropout.
+
+    Parameter names are those of https://github.com/xternalz/WideResNet-pytorch and https://github.com/RobustBench.
 
     Args:
         depth: Number of layers, 6 n + 4.
@@ -108,22 +112,24 @@ class WideResNet(nn.Module):
 
     def __init__(self, depth: int, widen: int, num_classes: int) -> None:
         super().__init__()
-        self.normalize = Normalize(CIFAR_MEAN, CIFAR_STD)
+        self.normalize = Normalize(*NORMALIZATIONS["cifar10"])
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        layers: list[nn.Module] = []
+        stages = []
         channels = 16
         for width, stride in ((16 * widen, 1), (32 * widen, 2), (64 * widen, 2)):
+            blocks = []
             for index in range((depth - 4) // 6):
-                layers.append(WideBlock(channels, width, stride if index == 0 else 1))
+                blocks.append(WideBlock(channels, width, stride if index == 0 else 1))
                 channels = width
-        self.layers = nn.Sequential(*layers)
-        self.bn = nn.BatchNorm2d(channels)
-        self.linear = nn.Linear(channels, num_classes)
+            stages.append(nn.Sequential(OrderedDict(layer=nn.Sequential(*blocks))))
+        self.block1, self.block2, self.block3 = stages
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.fc = nn.Linear(channels, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
         """Images `(B, 3, 32, 32)` in [0, 1] to logits `(B, K)`."""
-        x = self.layers(self.conv1(self.normalize(images)))
-        return self.linear(F.relu(self.bn(x)).mean(dim=(2, 3)))  # type: ignore[no-any-return]
+        x = self.block3(self.block2(self.block1(self.conv1(self.normalize(images)))))
+        return self.fc(F.relu(self.bn1(x)).mean(dim=(2, 3)))  # type: ignore[no-any-return]

@@ -1,0 +1,105 @@
+"""Classifiers of timm and torchvision, with the normalisation that the library states for them."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import timm
+import torchvision
+
+from maep_lightning.models.naming import ClassifierName
+from maep_lightning.models.preprocessing import NORMALIZATIONS, NormalizedClassifier
+
+LIBRARIES = ("timm", "torchvision")
+
+
+def build(name: ClassifierName, num_classes: int) -> NormalizedClassifier:
+    """A freshly initialised network of a library.
+
+    Args:
+        name: Its name; `library` is one of `LIBRARIES`.
+        num_classes: Number of classes K.
+
+    Returns:
+        Images `(B, 3, H, W)` in [0, 1] to logits `(B, K)`.
+
+    Raises:
+        ValueError: If the library does not know the name or an option.
+    """
+    if name.weights:
+        raise ValueError(f"@{name.weights} names weights that a library fetches, and this network gets others.")
+    if name.library == "timm":
+        return _timm(name, pretrained=False, num_classes=num_classes)
+    _check_torchvision(name)
+    try:
+        network = torchvision.models.get_model(name.network, num_classes=num_classes, **name.options)
+    except TypeError as error:
+        raise ValueError(f"torchvision:{name.network}: {error}") from error
+    return NormalizedClassifier(network, *NORMALIZATIONS["imagenet"])
+
+
+def fetch(name: ClassifierName) -> tuple[NormalizedClassifier, int]:
+    """A network of a library with its published weights, fetched or from the library's cache.
+
+    Args:
+        name: Its name; `library` is one of `LIBRARIES`.
+
+    Returns:
+        Images `(B, 3, H, W)` in [0, 1] to logits `(B, K)`, and K.
+
+    Raises:
+        FileNotFoundError: If the weights are neither in the cache nor can be fetched.
+        ValueError: If the library does not know the name, the weights or an option.
+    """
+    try:
+        if name.library == "timm":
+            model = _timm(name, pretrained=True)
+            return model, int(model.network.num_classes)  # type: ignore[arg-type]
+        return _torchvision(name)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"The weights of {name.library}:{name.network} could not be fetched ({error}). Fetch them where there is a"
+            " network, or give the file as the classifier and this name as classifier_name."
+        ) from error
+
+
+def _timm(name: ClassifierName, pretrained: bool, **arguments: Any) -> NormalizedClassifier:
+    if name.weights:
+        raise ValueError(f"timm names weights after a dot, as in timm:resnet50.a1_in1k, not by @{name.weights}.")
+    try:
+        network = timm.create_model(name.network, pretrained=pretrained, **arguments, **name.options)
+    except OSError:  # some errors of fetching are ValueErrors too
+        raise
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"timm: {error}.{_similar(name.network.partition('.')[0], timm.list_models())}") from error
+    stated: Any = network.pretrained_cfg
+    size = stated["input_size"][-1] if pretrained else None
+    return NormalizedClassifier(network, stated["mean"], stated["std"], size)
+
+
+def _torchvision(name: ClassifierName) -> tuple[NormalizedClassifier, int]:
+    _check_torchvision(name)
+    known = torchvision.models.get_model_weights(name.network)
+    if name.weights not in ("", "DEFAULT", *known.__members__):
+        raise ValueError(
+            f"torchvision:{name.network} has no weights {name.weights}; there are {', '.join(known.__members__)}."
+        )
+    weights = known[name.weights or "DEFAULT"]
+    preset = weights.transforms()
+    try:
+        network = torchvision.models.get_model(name.network, weights=weights, **name.options)
+    except TypeError as error:
+        raise ValueError(f"torchvision:{name.network}: {error}") from error
+    model = NormalizedClassifier(network, preset.mean, preset.std, preset.crop_size[0])
+    return model, len(weights.meta["categories"])
+
+
+def _check_torchvision(name: ClassifierName) -> None:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name.network not in known:
+        raise ValueError(f"torchvision: unknown model {name.network!r}.{_similar(name.network, known)}")
+
+
+def _similar(name: str, known: Iterable[str]) -> str:
+    close = [match for match in difflib.get_close_matches(name, known, n=3) if match != name]
+    return f" Did you mean {' or '.join(close)}?" if close else ""

@@ -1,0 +1,151 @@
+"""Classifiers that bring their own code: TorchScript and exported programs, and callables by import path."""
+
+import hashlib
+import importlib
+import inspect
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+
+class Program(nn.Module):
+    """A TorchScript or exported program, which stays in evaluation mode.
+
+    Args:
+        program: Images to logits.
+        digest: SHA-256 of its file: the code is no part of the printed structure that fingerprints are made of.
+    """
+
+    def __init__(self, program: nn.Module, digest: str) -> None:
+        super().__init__()
+        self.program = program
+        self.digest = digest
+        for module in self.modules():
+            module.training = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images `(B, 3, H, W)` to logits `(B, K)`.
+
+        Raises:
+            ValueError: If the program was exported for another shape.
+        """
+        try:
+            return self.program(images)  # type: ignore[no-any-return]
+        except AssertionError as error:
+            raise ValueError(
+                f"The exported program does not take images {tuple(images.shape)}: {error}. Export it with a dynamic"
+                " batch; where only the size is another, add size=SIDE to classifier_name."
+            ) from error
+
+    def train(self, mode: bool = True) -> Self:
+        """Nothing changes: exported programs have the mode in which they were exported, and refuse to be asked."""
+        return self
+
+    def extra_repr(self) -> str:
+        """What the fingerprint of a run tells programs apart by."""
+        return f"sha256={self.digest}"
+
+
+class FunctionClassifier(nn.Module):
+    """A plain function as a network.
+
+    Args:
+        function: Images to logits.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images `(B, 3, H, W)` to logits `(B, K)`."""
+        return self.function(images)
+
+    def extra_repr(self) -> str:
+        """The function, by its name."""
+        return repr(self.function)
+
+
+def is_program(path: Path) -> bool:
+    """Whether a file is a TorchScript or exported program, and not a state dict."""
+    return _kind(path) is not None
+
+
+def load_program(path: Path) -> nn.Module:
+    """Load a TorchScript (`torch.jit.save`) or exported (`torch.export.save`) program. It runs the code in the file.
+
+    Args:
+        path: The file. An exported program must have been exported in evaluation mode and with a dynamic batch.
+
+    Returns:
+        Images to logits, as the program has them; on the CPU.
+
+    Raises:
+        ValueError: If the file is damaged or no program.
+    """
+    try:
+        if _kind(path) == "script":
+            program: nn.Module = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
+        else:
+            program = torch.export.load(path).module()
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is no program that this torch can load: {error}") from error
+    return Program(program, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def import_classifier(where: str, options: dict[str, Any]) -> nn.Module:
+    """A classifier from an importable module.
+
+    Args:
+        where: `PACKAGE.MODULE:ATTRIBUTE`: a network, a function from images to logits, or a function or class that is
+            called with nothing but `options` and returns either.
+        options: Keyword arguments.
+
+    Returns:
+        Images to logits.
+
+    Raises:
+        ValueError: If it cannot be imported, called, or is no such thing.
+    """
+    module_name, _, attribute = where.partition(":")
+    if not module_name or not attribute:
+        raise ValueError(f"python:{where} names no attribute of a module; write python:PACKAGE.MODULE:FACTORY.")
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"python:{where} cannot be imported ({error}); install the package, or put its folder in PYTHONPATH."
+        ) from error
+    if isinstance(found, type) or (callable(found) and not isinstance(found, nn.Module) and _binds(found, options)):
+        try:
+            found, options = found(**options), {}
+        except TypeError as error:
+            raise ValueError(f"python:{where} cannot be called with {options or 'nothing'}: {error}") from error
+    if not callable(found):
+        raise ValueError(f"python:{where} is a {type(found).__name__}, neither a network nor a function.")
+    return found if isinstance(found, nn.Module) else FunctionClassifier(partial(found, **options))
+
+
+def _binds(function: Callable[..., Any], options: dict[str, Any]) -> bool:
+    """Whether a function needs no further argument, such as images."""
+    try:
+        inspect.signature(function).bind(**options)
+    except TypeError:
+        return False
+    return True
+
+
+def _kind(path: Path) -> str | None:
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        inside = [name.partition("/")[2] or name for name in archive.namelist()]
+    if any(name.startswith("code/") for name in inside):
+        return "script"
+    # serialized_exported_program.json at the top in older releases of torch, models/NAME.json in newer ones.
+    return "export" if any(name.endswith(".json") for name in inside) else None

@@ -1,0 +1,138 @@
+import pytest
+import torch
+from torch import nn
+
+from maep_lightning.attacks.target import Target
+from maep_lightning.evaluation import fingerprint
+from maep_lightning.models.classifiers import load_classifier
+
+MODULE = """
+import torch
+from torch import nn
+
+instance = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+number = 3
+
+class Network(nn.Module):
+    def __init__(self, classes=3):
+        super().__init__()
+        self.linear = nn.Linear(192, classes)
+
+    def forward(self, images):
+        return self.linear(images.flatten(1))
+
+def make():
+    return Network(5).train()
+
+def brightness(images):
+    return images.mean(dim=(2, 3))
+
+def make_function():
+    return brightness
+
+def fails():
+    return 3
+"""
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(144, 3)).eval()
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    (tmp_path / "my_classifiers.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def save(network, path):
+    example = torch.rand(2, 3, 8, 8)
+    if path.suffix == ".pt2":
+        program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        torch.export.save(program, path)
+    else:
+        torch.jit.trace(network, example).save(path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["scripted.pt", "exported.pt2"])
+def test_program__gives_logits_and_gradients_of_the_network(network, tmp_path, name):
+    save(network, tmp_path / name)
+    loaded = nn.Sequential(load_classifier(tmp_path / name)).train().eval()
+    images = torch.rand(5, 3, 8, 8, requires_grad=True)
+    target = Target(loaded)  # which refuses a network in training mode
+    results = [
+        (logits, torch.autograd.grad(logits[:, 0].sum(), images)[0]) for logits in (target(images), network(images))
+    ]
+    torch.testing.assert_close(*results)
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_program__another_file_has_another_fingerprint(network, tmp_path):
+    class Negated(nn.Sequential):
+        def forward(self, images):
+            return -super().forward(images)
+
+    for name, one in (("a.pt", network), ("b.pt", Negated(*network))):
+        save(one.eval(), tmp_path / name)
+    first, second = (load_classifier(tmp_path / name) for name in ("a.pt", "b.pt"))
+    assert fingerprint.of_architecture(first) != fingerprint.of_architecture(second)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_program__takes_a_normalisation(network, tmp_path):
+    save(network, tmp_path / "scripted.pt")
+    images = torch.rand(2, 3, 8, 8)
+    loaded = load_classifier(tmp_path / "scripted.pt", "norm=half")
+    torch.testing.assert_close(loaded(images), network(2 * images - 1))
+
+
+def test_program__says_that_the_batch_must_be_dynamic(network, tmp_path):
+    torch.export.save(torch.export.export(network, (torch.rand(2, 3, 8, 8),)), tmp_path / "exported.pt2")
+    with pytest.raises(ValueError, match=r"does not take images \(5, 3, 8, 8\).*dynamic batch"):
+        load_classifier(tmp_path / "exported.pt2")(torch.rand(5, 3, 8, 8))
+
+
+@pytest.mark.faults
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_program__damaged_file_is_named(network, tmp_path):
+    path = tmp_path / "scripted.pt"
+    save(network, path)
+    path.write_bytes(path.read_bytes().replace(b"PK\x03\x04", b"PK\x03\x05"))
+    with pytest.raises(ValueError, match=r"scripted\.pt"):
+        load_classifier(path)
+
+
+@pytest.mark.parametrize(
+    ("where", "classes"),
+    [("instance", 3), ("Network", 3), ("Network,classes=7", 7), ("make", 5), ("brightness", 3), ("make_function", 3)],
+)
+def test_python__takes_networks_and_what_makes_them(module, where, classes):
+    classifier = load_classifier(f"python:my_classifiers:{where}")
+    assert classifier(torch.rand(2, 3, 8, 8)).shape == (2, classes)
+    assert not any(m.training for m in classifier.modules())
+
+
+def test_python__options_before_it_are_ours(module):
+    images = torch.rand(2, 3, 16, 16)
+    classifier = load_classifier("python:my_classifiers:brightness,norm=half,size=8")
+    torch.testing.assert_close(classifier(torch.full_like(images, 0.75)), torch.full((2, 3), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("python:my_classifiers", "names no attribute"),
+        ("python:my_classifierz:make", "cannot be imported"),
+        ("python:my_classifiers:nothing", "cannot be imported"),
+        ("python:my_classifiers:number", "is a int, neither a network nor a function"),
+        ("python:my_classifiers:fails", "is a int, neither a network nor a function"),
+        ("python:my_classifiers:Network,width=3", "cannot be called with {'width': 3}"),
+    ],
+)
+def test_python__explains_mistakes(module, where, message):
+    with pytest.raises(ValueError, match=message):
+        load_classifier(where)
