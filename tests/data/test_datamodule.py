@@ -286,6 +286,11 @@ def test_sets_beyond_the_memory_are_streamed_but_not_handed_out_whole(photos):
         data.test_set()
     assert data.train_size == 24
     assert data.monitor_set(5).images.shape == (5, 3, 16, 16)
+    sample = data.test_sample(3)  # the first, the middle and the last
+    data.memory_gb = 1
+    for expected, found in zip(data.test_set().take(torch.tensor([0, 4, 8])), sample, strict=True):
+        assert torch.equal(found, expected)
+    assert len(data.test_sample(100).labels) == 9
 
 
 def test_test_set_keeps_the_order_of_a_list(photos, tmp_path):

@@ -1,6 +1,7 @@
 """The options of a purifier at test time: through the task, `lightning test`, the report and `maep verify`."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -127,3 +128,34 @@ def test_policy__needs_a_purifier():
 def test_policy__is_not_combined_with_several_masks():
     with pytest.raises(ValueError, match="policy tile and masks, passes cannot be combined"):
         PurifierEvaluation(purifier=NAME, policy="tile", masks=2, passes=2)
+
+
+NEAREST = """
+import torch
+from maep_lightning.data import ImageDataModule
+
+images, labels = ImageDataModule("digits").train_set()
+MEANS = torch.stack([images[labels == k].float().mean(0).flatten() for k in range(10)])
+
+def classify(images):
+    return -torch.cdist(images.flatten(1), MEANS)  # of pixels from 0 to 255
+"""
+
+
+@pytest.mark.parametrize(("norm", "warned"), [("imagenet", True), ("255", False)])
+def test_test__says_that_the_normalisation_is_wrong_and_what_to_do(tmp_path, monkeypatch, norm, warned):
+    (tmp_path / "nearest_mean.py").write_text(NEAREST)
+    monkeypatch.syspath_prepend(tmp_path)
+    command = [
+        "test",
+        "--model",
+        "PurifierEvaluation",
+        "--model.classifier",
+        f"python:nearest_mean:classify,norm={norm}",
+    ]
+    command += ["--data", "ImageDataModule", "--data.test_limit", "100", "--trainer.accelerator", "cpu"]
+    command += ["--trainer.logger", "false", "--trainer.default_root_dir", str(tmp_path)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        main(command)
+    assert any("Add norm=255 to classifier_name" in str(warning.message) for warning in caught) == warned

@@ -161,6 +161,17 @@ class ImageDataModule(LightningDataModule):
         """
         return self._resident("test")
 
+    def test_sample(self, n: int) -> LabelledImages:
+        """Some test images, evenly spread over the split; a streamed set is not read as a whole for them.
+
+        Args:
+            n: Number of images; all of fewer.
+        """
+        test = self._split("test")
+        total = len(test.labels)
+        index = torch.linspace(0, total - 1, min(n, total)).round().long()
+        return self.source.decoded(test.take(index), self.num_workers)
+
     def monitor_set(self, n: int) -> LabelledImages:
         """The first `n` validation images, for what is watched during training.
 

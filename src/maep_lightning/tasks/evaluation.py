@@ -3,9 +3,11 @@
 from typing import Any
 
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from maep_lightning.evaluation.normalization import check_normalization
 from maep_lightning.models.classifiers import load_classifier
 from maep_lightning.models.defended import stages
 from maep_lightning.models.policies import CHUNK, apply_policy
@@ -32,6 +34,8 @@ class PurifierEvaluation(LightningModule):
         policy: How the purifier serves images of another size than it was trained on: `native`, `tile`, `overlap`,
             `interpolate` or `resize`; see `maep_lightning.models.policies.apply_policy`.
         chunk: Tiles that the policy purifies at once: memory against speed.
+        check: So many test images of an `ImageDataModule` are classified behind other normalisations too, before the
+            test, and a warning says if the classifier's own seems wrong; 0 leaves it out.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class PurifierEvaluation(LightningModule):
         passes: int = 1,
         policy: str = "native",
         chunk: int = CHUNK,
+        check: int = 256,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -53,6 +58,7 @@ class PurifierEvaluation(LightningModule):
             raise ValueError("Give the file of a classifier, a purifier, or both: there is nothing to evaluate.")
         if purifier is None and policy != "native":
             raise ValueError(f"The policy {policy} serves a purifier: give --model.init_args.purifier FILE.")
+        self.check = check
         self.classifier: nn.Module | None = None
         if classifier is not None:
             self.classifier = load_classifier(classifier, classifier_name, num_classes)
@@ -74,6 +80,13 @@ class PurifierEvaluation(LightningModule):
             self.purifier = apply_policy(self.purifier, policy, chunk).requires_grad_(False)
         # Sums and counts, so that processes with batches of different size give the figure of one process.
         self.acc_clean, self.acc_purified = MeanMetric(), MeanMetric()
+
+    def on_test_start(self) -> None:
+        """Warn of a classifier that does not get its images as it was trained to."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if self.classifier is not None and self.check > 0 and hasattr(data, "test_sample"):
+            for warning in check_normalization(self.classifier, *data.test_sample(self.check)).warnings:
+                rank_zero_warn(warning)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Count correct predictions on clean images (B, 3, H, W) in [0, 1]."""

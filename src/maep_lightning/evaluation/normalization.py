@@ -1,0 +1,119 @@
+"""Whether a frozen classifier gets its images as it was trained to, told by its accuracy."""
+
+from dataclasses import dataclass, replace
+from math import exp, lgamma, log
+
+import torch
+from torch import Tensor, nn
+
+from maep_lightning.models.layers import Normalize
+from maep_lightning.models.preprocessing import (
+    NORMALIZATIONS,
+    NormalizedClassifier,
+    ResizedClassifier,
+    normalization_of,
+)
+
+ALTERNATIVES = ("none", "half", "imagenet", "255")
+"""Normalisations that differ enough to show; those of CIFAR and CLIP are as good as that of ImageNet to a network."""
+
+SIGNIFICANT = 1e-3
+"""Most probability that chance may have of a difference that is told."""
+
+
+@dataclass(frozen=True)
+class NormalizationCheck:
+    """What a check found.
+
+    Attributes:
+        n: Images that were classified.
+        declared: How many of them correctly, as the classifier is.
+        correct: How many under each alternative.
+        better: The alternative that is significantly better; None for none.
+        warnings: What is wrong, in sentences.
+    """
+
+    n: int
+    declared: int
+    correct: dict[str, int]
+    better: str | None
+    warnings: tuple[str, ...]
+
+
+@torch.no_grad()
+def check_normalization(
+    classifier: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 64
+) -> NormalizationCheck:
+    """Compare a classifier's accuracy with what it would be behind other normalisations.
+
+    A network whose normalisation is not known, because it is foreign code, is taken for one that wants [0, 1]. An
+    alternative is better if it wins the sign test on the images that only one of the two gets right.
+
+    Args:
+        classifier: Images `(B, 3, H, W)` in [0, 1] to logits `(B, K)`, in evaluation mode.
+        images: `(N, 3, H, W)`, uint8, or floating point in [0, 1].
+        labels: `(N,)`.
+        batch_size: Images classified together.
+
+    Returns:
+        What was found. Nothing is found in fewer than 16 images.
+    """
+    tensors = (*classifier.parameters(), *classifier.buffers())
+    device = tensors[0].device if tensors else images.device
+    pixels, labels = images.to(device), labels.to(device)
+    pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+    own = normalization_of(classifier) or Normalize(*NORMALIZATIONS["none"]).to(device)
+
+    def classify(name: str) -> Tensor:
+        # The network's own normalisation undoes what is put before it, so what is left is the alternative.
+        parts = torch.split(pixels, batch_size)
+        put = [own.inverse(Normalize(*NORMALIZATIONS[name]).to(device)(part)) for part in parts] if name else parts
+        return torch.cat([classifier(part) for part in put])
+
+    logits = classify("")
+    declared = logits.argmax(1) == labels
+    right = {name: classify(name).argmax(1) == labels for name in ALTERNATIVES}
+    correct = {name: int(each.sum()) for name, each in right.items()}
+    best = max(correct, key=lambda name: correct[name])
+    found = NormalizationCheck(len(labels), int(declared.sum()), correct, None, tuple(_size(classifier, images)))
+    if len(labels) < 16:
+        return found
+    wins, losses = int((right[best] & ~declared).sum()), int((declared & ~right[best]).sum())
+    if _tail(wins, wins + losses, 0.5) < SIGNIFICANT:
+        text = (
+            f"The classifier is right on {found.declared} of {found.n} clean images as it is, and on {correct[best]}"
+            f" behind the normalisation {best!r}: it was probably trained with that. Add norm={best} to"
+            " classifier_name, or to classifier where that is a name and no file."
+        )
+        return replace(found, better=best, warnings=(*found.warnings, text))
+    if _tail(max(found.declared, correct[best]), found.n, 1 / logits.shape[1]) > SIGNIFICANT:
+        text = (
+            f"The classifier is right on {found.declared} of {found.n} clean images, no better than guessing among"
+            f" {logits.shape[1]} classes: are these its weights, and are the labels (up to {int(labels.max())}) in its"
+            " order of classes? For a part of ImageNet's, see --data.label_space."
+        )
+        return replace(found, warnings=(*found.warnings, text))
+    return found
+
+
+def _tail(hits: int, trials: int, probability: float) -> float:
+    """The probability of at least so many hits by chance."""
+    return sum(
+        exp(
+            lgamma(trials + 1) - lgamma(k + 1) - lgamma(trials - k + 1)
+            + k * log(probability) + (trials - k) * log(1 - probability)
+        )
+        for k in range(hits, trials + 1)
+    )  # fmt: skip
+
+
+def _size(classifier: nn.Module, images: Tensor) -> list[str]:
+    """A warning where images are much smaller than those that published weights were trained on."""
+    sizes = [m.trained_size for m in classifier.modules() if isinstance(m, NormalizedClassifier) and m.trained_size]
+    side = min(images.shape[-2:])
+    if not sizes or side >= sizes[0] / 2 or any(isinstance(m, ResizedClassifier) for m in classifier.modules()):
+        return []
+    return [
+        f"The classifier was trained on images of {sizes[0]} pixels and gets {side}: add size={sizes[0]} to its name,"
+        " and it will see them enlarged."
+    ]

@@ -1,0 +1,78 @@
+import pytest
+import torch
+from torch import nn
+
+from maep_lightning.evaluation.normalization import check_normalization
+from maep_lightning.models.preprocessing import NORMALIZATIONS, NormalizedClassifier, ResizedClassifier
+
+
+class Bins(nn.Module):
+    """Tells ten levels of brightness apart, at the scale of the normalisation it was made for."""
+
+    def __init__(self, norm):
+        super().__init__()
+        mean, std = (torch.tensor(values).mean() for values in NORMALIZATIONS[norm])
+        levels = torch.linspace(0.05, 0.95, 10)
+        self.register_buffer("levels", (levels - mean) / std)
+
+    def forward(self, images):
+        return -(images.mean(dim=(1, 2, 3))[:, None] - self.levels).abs()
+
+
+def levels(n, dtype=torch.float32):
+    labels = torch.arange(n) % 10
+    images = (0.05 + 0.1 * labels.float()).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
+    return (images * 255).round().to(dtype) if dtype == torch.uint8 else images, labels
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+@pytest.mark.parametrize("true", ["none", "half", "imagenet", "255"])
+def test_check__names_the_normalisation_that_was_trained_with(true, dtype):
+    images, labels = levels(64, dtype)
+    for declared in ("none", "half", "imagenet", "255"):
+        classifier = NormalizedClassifier(Bins(true), *NORMALIZATIONS[declared])
+        found = check_normalization(classifier, images, labels)
+        assert found.n == 64
+        assert found.correct[true] == 64
+        if declared == true:
+            assert (found.better, found.warnings, found.declared) == (None, (), 64)
+        else:
+            assert found.better == true
+            assert f"Add norm={true} to classifier_name" in found.warnings[0]
+
+
+def test_check__foreign_code_is_taken_to_want_unit_range():
+    images, labels = levels(64)
+    assert check_normalization(Bins("none"), images, labels).better is None
+    assert check_normalization(Bins("half"), images, labels).better == "half"
+
+
+def test_check__counts_what_the_classifier_itself_gets_right():
+    torch.manual_seed(0)
+    images, labels = torch.rand(40, 3, 4, 4), torch.randint(0, 3, (40,))
+    classifier = NormalizedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 3)), *NORMALIZATIONS["cifar10"])
+    found = check_normalization(classifier, images, labels, batch_size=7)
+    assert found.declared == int((classifier(images).argmax(1) == labels).sum())
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in NORMALIZATIONS["half"])
+    assert found.correct["half"] == int((classifier.network((images - mean) / std).argmax(1) == labels).sum())
+
+
+def test_check__says_that_classes_are_in_another_order():
+    images, labels = levels(60)
+    found = check_normalization(NormalizedClassifier(Bins("none"), *NORMALIZATIONS["none"]), images, (labels + 5) % 10)
+    assert found.better is None
+    assert "no better than guessing among 10 classes" in found.warnings[0]
+    assert "labels (up to 9) in its order" in found.warnings[0]
+
+
+def test_check__a_handful_of_images_proves_nothing():
+    images, labels = levels(10)
+    assert check_normalization(Bins("half"), images, (labels + 5) % 10).warnings == ()
+
+
+def test_check__says_that_images_are_much_smaller_than_those_of_training():
+    images, labels = levels(32)
+    classifier = NormalizedClassifier(Bins("none"), *NORMALIZATIONS["none"], trained_size=16)
+    (warning,) = check_normalization(classifier, images, labels).warnings
+    assert "trained on images of 16 pixels and gets 4: add size=16" in warning
+    assert check_normalization(ResizedClassifier(classifier, 16), images, labels).warnings == ()
