@@ -1,7 +1,6 @@
 """Whether a frozen classifier gets its images as it was trained to, told by its accuracy."""
 
 from dataclasses import dataclass, replace
-from math import exp, lgamma, log
 
 import torch
 from torch import Tensor, nn
@@ -98,13 +97,10 @@ def check_normalization(
 
 def _tail(hits: int, trials: int, probability: float) -> float:
     """The probability of at least so many hits by chance."""
-    return sum(
-        exp(
-            lgamma(trials + 1) - lgamma(k + 1) - lgamma(trials - k + 1)
-            + k * log(probability) + (trials - k) * log(1 - probability)
-        )
-        for k in range(hits, trials + 1)
-    )  # fmt: skip
+    counts = torch.arange(hits, trials + 1, dtype=torch.float64)
+    chance = torch.tensor(probability, dtype=torch.float64)
+    log_prob = torch.distributions.Binomial(trials, chance).log_prob(counts)  # type: ignore[no-untyped-call]
+    return float(log_prob.exp().sum())
 
 
 def _size(classifier: nn.Module, images: Tensor) -> list[str]:
