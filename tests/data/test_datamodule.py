@@ -16,10 +16,11 @@ from maep_lightning.data.stream import StreamLoader
 
 
 class Recorder(LightningModule):
-    """Keeps a digest of every batch it is given."""
+    """Keeps a digest of every batch it is given; falls over after so many training batches."""
 
-    def __init__(self):
+    def __init__(self, falls_after=None):
         super().__init__()
+        self.falls_after = falls_after
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.seen = {"train": [], "val": [], "test": [], "predict": []}
 
@@ -30,6 +31,8 @@ class Recorder(LightningModule):
         self.seen[stage].append((images.sum().item(), [list(part) for part in rest]))
 
     def training_step(self, batch, batch_idx):
+        if len(self.seen["train"]) == self.falls_after:
+            raise ConnectionAbortedError
         self.record("train", batch)
         return self.weight * 0
 
@@ -43,7 +46,9 @@ class Recorder(LightningModule):
         self.record("predict", batch)
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+        steps = self.trainer.estimated_stepping_batches  # as all schedules ask, which makes Lightning build a loader
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        return [optimizer], [torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=steps)]
 
 
 def trainer(folder, **options):
@@ -175,18 +180,23 @@ def test_no_validation_split(tmp_path):
     assert model.seen["val"] == []
 
 
-@pytest.mark.parametrize("stop", [4, 6, 9])
-def test_resumed_training_sees_what_an_unbroken_one_sees(tmp_path, stop):
-    unbroken = Recorder()
-    trainer(tmp_path, max_epochs=3).fit(unbroken, datamodule=digits(seed=5))
-    saving = ModelCheckpoint(tmp_path, every_n_train_steps=stop, save_top_k=-1, filename="{step}")
-    first = Recorder()
-    run = trainer(tmp_path, max_epochs=3, max_steps=stop, callbacks=[saving], enable_checkpointing=True)
-    run.fit(first, datamodule=digits(seed=5))
-    second = Recorder()
-    path = tmp_path / f"step={stop}.ckpt"
-    trainer(tmp_path, max_epochs=3).fit(second, datamodule=digits(seed=5), ckpt_path=str(path))
-    assert first.seen["train"] + second.seen["train"] == unbroken.seen["train"]
+def resumed(folder, make, saved, falls_after):
+    """Batches that count of a run that falls over and of another that resumes it; those of a run that does neither."""
+    unbroken, first, second = Recorder(), Recorder(falls_after), Recorder()
+    trainer(folder, max_epochs=3).fit(unbroken, datamodule=make())
+    saving = ModelCheckpoint(folder, every_n_train_steps=saved, save_top_k=-1, filename="{step}")
+    with pytest.raises(ConnectionAbortedError):
+        trainer(folder, max_epochs=3, callbacks=[saving], enable_checkpointing=True).fit(first, datamodule=make())
+    path = folder / f"step={saved}.ckpt"
+    trainer(folder, max_epochs=3).fit(second, datamodule=make(), ckpt_path=str(path))
+    return first.seen["train"][:saved] + second.seen["train"], unbroken.seen["train"]
+
+
+@pytest.mark.parametrize(("saved", "falls_after"), [(2, 3), (6, 8), (9, 9), (7, 10)])
+def test_resumed_training_sees_what_an_unbroken_one_sees(tmp_path, saved, falls_after):
+    seen, expected = resumed(tmp_path, lambda: digits(seed=5), saved, falls_after)
+    assert len(expected) == 18
+    assert seen == expected
 
 
 def test_overfitting_sees_the_same_batches_each_epoch(tmp_path):
@@ -236,16 +246,20 @@ def test_streamed_and_resident_files_give_the_same_batches(photos, tmp_path):
     assert sorted(int(place) for _, (_, places) in seen[0]["test"] for place in places) == list(range(15))
 
 
-def test_streamed_training_resumes_inside_an_epoch(photos, tmp_path):
-    unbroken = Recorder()
-    trainer(tmp_path, max_epochs=2).fit(unbroken, datamodule=photographs(photos, seed=5))
-    saving = ModelCheckpoint(tmp_path, every_n_train_steps=4, save_top_k=-1, filename="{step}")
-    first, second = Recorder(), Recorder()
-    run = trainer(tmp_path, max_epochs=2, max_steps=4, callbacks=[saving], enable_checkpointing=True)
-    run.fit(first, datamodule=photographs(photos, seed=5))
-    path = tmp_path / "step=4.ckpt"
-    trainer(tmp_path, max_epochs=2).fit(second, datamodule=photographs(photos, seed=5), ckpt_path=str(path))
-    assert first.seen["train"] + second.seen["train"] == unbroken.seen["train"]
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_streamed_training_resumes_inside_an_epoch(photos, tmp_path, num_workers):
+    seen, expected = resumed(tmp_path, lambda: photographs(photos, seed=5, num_workers=num_workers), 4, 5)
+    assert len(expected) == 18
+    assert seen == expected
+
+
+def test_training_anew_with_the_data_of_a_resumed_run_begins_at_the_first_batch(tmp_path):
+    saving = ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1, filename="{step}")
+    data, first, second = digits(seed=5), Recorder(), Recorder()
+    trainer(tmp_path, max_epochs=1, callbacks=[saving], enable_checkpointing=True).fit(first, datamodule=data)
+    trainer(tmp_path, max_epochs=1).fit(Recorder(), datamodule=data, ckpt_path=str(tmp_path / "step=2.ckpt"))
+    trainer(tmp_path, max_epochs=1).fit(second, datamodule=data)
+    assert second.seen["train"] == first.seen["train"]
 
 
 def test_training_images_without_augmentation_are_decoded_as_test_images_are(photos, tmp_path):

@@ -114,6 +114,8 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"crop_scale is for photographs; images of {dataset} are moved, not scaled. Leave it out.")
         self._sets: dict[str, LabelledImages | ImageFiles] = {}
         self._generator: torch.Generator | None = None
+        self._training: EpochLoader | None = None
+        self._resumed: dict[str, int] | None = None
 
     def prepare_data(self) -> None:
         """Fetch the data set if it is missing, on one process of a node."""
@@ -127,6 +129,7 @@ class ImageDataModule(LightningDataModule):
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
         """
+        self._training = self._resumed = None
         if stage in ("fit", "validate"):
             self._split("train")
         elif stage == "test":
@@ -192,7 +195,30 @@ class ImageDataModule(LightningDataModule):
     def train_dataloader(self) -> EpochLoader:
         """Shuffled full batches."""
         overfitting = getattr(self.trainer, "overfit_batches", 0) > 0
-        return self._loader("train", self.batch_size, drop_last=True, shuffle=not overfitting)
+        loader = self._training = self._loader("train", self.batch_size, drop_last=True, shuffle=not overfitting)
+        if self._resumed is not None:
+            loader.load_state_dict(self._resumed)
+            self._resumed = None
+        return loader
+
+    def state_dict(self) -> dict[str, int]:
+        """Where training stands inside its epoch, for a checkpoint; empty outside of training."""
+        return {} if self._training is None else self._training.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Let training go on behind the last batch that a checkpoint has seen.
+
+        Lightning restores loaders as well, but none that was made before: as one is wherever a learning-rate schedule
+        asks for the number of steps.
+
+        Args:
+            state: What `state_dict` returned.
+        """
+        # Lightning calls this before there is a loader, or, where the strategy shards the weights, after.
+        if self._training is None:
+            self._resumed = state
+        else:
+            self._training.load_state_dict(state)
 
     def val_dataloader(self) -> EpochLoader | list[EpochLoader]:
         """The validation split, each image once over all processes; no loader if `val_size` is 0."""
