@@ -1,9 +1,11 @@
 """Shared by all tests: no network, no accelerator, no settings of the person who runs them."""
 
+import importlib.util
 import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -44,3 +46,15 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         assert main([str(word) for word in words]) is None
 
     return run
+
+
+@pytest.fixture(scope="session")
+def published() -> ModuleType:
+    """The module `models/published_case.py`: the masked autoencoder written out from the paper."""
+    path = Path(__file__).with_name("models") / "published_case.py"
+    spec = importlib.util.spec_from_file_location("published_case", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

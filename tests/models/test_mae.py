@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 
@@ -18,56 +16,49 @@ def tiny(**overrides):
     return mae
 
 
-def layer_norm(x, state, name):
-    mean, var = x.mean(-1, keepdim=True), x.var(-1, unbiased=False, keepdim=True)
-    eps = 1e-6 if "norm1" in name or "norm2" in name else 1e-5
-    return (x - mean) / (var + eps).sqrt() * state[f"{name}.weight"] + state[f"{name}.bias"]
-
-
-def block(x, state, name, heads):
-    b, n, d = x.shape
-    y = layer_norm(x, state, f"{name}.norm1") @ state[f"{name}.attn.qkv.weight"].T + state[f"{name}.attn.qkv.bias"]
-    q, k, v = y.reshape(b, n, 3, heads, d // heads).permute(2, 0, 3, 1, 4)
-    attention = (q @ k.transpose(-1, -2) / math.sqrt(d // heads)).softmax(-1)
-    y = (attention @ v).transpose(1, 2).reshape(b, n, d)
-    x = x + y @ state[f"{name}.attn.proj.weight"].T + state[f"{name}.attn.proj.bias"]
-    y = layer_norm(x, state, f"{name}.norm2") @ state[f"{name}.mlp.fc1.weight"].T + state[f"{name}.mlp.fc1.bias"]
-    y = 0.5 * y * (1 + torch.erf(y / math.sqrt(2)))
-    return x + y @ state[f"{name}.mlp.fc2.weight"].T + state[f"{name}.mlp.fc2.bias"]
-
-
 @pytest.mark.oracle
 @pytest.mark.parametrize("norm_pix", [False, True])
-def test_plain_mae__has_the_loss_of_the_paper(norm_pix):
-    """He et al. 2022, section 3 and appendix A.1, written out with matrix products for a given mask."""
-    mae = tiny(residual=False).double().eval()
-    images = torch.rand(3, 3, 16, 16, dtype=torch.float64)
-    output = mae(images, 0.5, torch.Generator().manual_seed(3))
+def test_plain_mae__has_the_loss_of_the_paper(published, norm_pix):
+    mae = tiny(residual=False, norm_eps=published.NORM_EPS).double().eval()
+    images, noise = torch.rand(3, 3, 16, 16, dtype=torch.float64), torch.rand(3, 16)
+    output = mae(images, 0.5, noise=noise)
     loss = mae.reconstruction_loss(images, output, norm_pix)
 
-    state, mask = mae.state_dict(), output.mask.bool()
-    pixels = (images - 0.5) / 0.25
-    # a patch in the order of the convolution (channel, row, column), to use its weights as a matrix
-    blocks = pixels.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(3, 16, 48)
-    tokens = blocks @ state["patch_embed.proj.weight"].reshape(16, 48).T + state["patch_embed.proj.bias"]
-    position = mae.positions(16, (4, 4), images.device).double()[0]
-    reconstruction = torch.zeros(3, 16, 48, dtype=torch.float64)
-    for sample in range(3):
-        visible = (~mask[sample]).nonzero()[:, 0]
-        x = torch.cat([state["cls_token"][0], tokens[sample, visible] + position[visible]])[None]
-        for index in range(2):
-            x = block(x, state, f"blocks.{index}", 2)
-        x = layer_norm(x, state, "norm") @ state["decoder_embed.weight"].T + state["decoder_embed.bias"]
-        full = state["mask_token"][0].repeat(16, 1)
-        full[visible] = x[0, 1:]
-        x = block(torch.cat([x[0, :1], full + position])[None], state, "decoder_blocks.0", 2)
-        x = layer_norm(x, state, "decoder_norm") @ state["decoder_pred.weight"].T + state["decoder_pred.bias"]
-        reconstruction[sample] = x[0, 1:]
-    target = patchify(pixels, 4)
-    if norm_pix:
-        target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
-    expected = (reconstruction - target)[mask].square().mean()
+    tables = {"pos_embed": published.positions(16, 4), "decoder_pos_embed": published.positions(16, 4)}
+    state = mae.state_dict() | {name: table.double() for name, table in tables.items()}
+    pixels, predictions = (images - 0.5) / 0.25, []
+    for image, order in zip(pixels, noise.argsort(dim=1), strict=True):
+        latent = published.encode(state, image, order[:8], 4, 2)
+        predictions.append(published.decode(state, latent, order[:8], 2))
+    masks = torch.ones(3, 16).scatter(1, noise.argsort(dim=1)[:, :8], 0)
+    assert torch.equal(output.mask, masks)
+    expected = published.masked_loss(torch.stack(predictions), pixels, masks, 4, norm_pix)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("overrides", [{}, {"refine_depth": 3, "refine_width": 8}])
+def test_gradient_checkpointing__gives_the_same_gradients_from_less_memory(overrides, precision):
+    mae, images, noise = tiny(depth=4, **overrides), torch.rand(4, 3, 16, 16), torch.rand(4, 16)
+    outcomes = []
+    for mae.gradient_checkpointing in (False, True):
+        kept = {}
+
+        def keep(tensor, kept=kept):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        mae.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+                output = mae(images, 0.5, noise=noise)
+            loss = mae.reconstruction_loss(images, output) + output.images.square().mean()
+        loss.backward()
+        outcomes.append((loss, [p.grad.clone() for p in mae.parameters()], sum(kept.values())))
+    (loss, gradients, memory), (loss_again, gradients_again, memory_again) = outcomes
+    assert torch.equal(loss, loss_again)
+    assert all(map(torch.equal, gradients, gradients_again))
+    assert memory_again < 0.5 * memory
 
 
 @pytest.mark.parametrize("residual", [False, True])

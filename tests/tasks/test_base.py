@@ -64,9 +64,10 @@ def test_mae_pretraining__lowers_the_masked_loss_on_held_out_images(tmp_path):
     task = MAEPretraining(overrides=overrides, optimization=Optimization(base_lr=3e-2))
     data = ImageDataModule("digits", batch_size=32, train_limit=600, val_size=100)
     images = data.val_set().images.float() / 255
-    before = task.loss(images, torch.Generator().manual_seed(0)).item()
+    noise = torch.rand(100, 64)
+    before = task.loss(images, noise).item()
     Trainer(
         max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=tmp_path,
     ).fit(task, data)  # fmt: skip
-    assert task.loss(images, torch.Generator().manual_seed(0)).item() < 0.7 * before
+    assert task.loss(images, noise).item() < 0.7 * before

@@ -20,8 +20,8 @@ class ExportWeights(Callback):
         self.filename = filename
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file on the first process; averaged weights, where an EMA is on."""
-        if not isinstance(pl_module, Task) or not trainer.is_global_zero or trainer.interrupted:
+        """Write the file; averaged weights, where an EMA is on. Every process takes part: weights may be sharded."""
+        if not isinstance(pl_module, Task) or trainer.interrupted:
             return
         provenance: dict[str, Any] = {
             "task": type(pl_module).__name__,

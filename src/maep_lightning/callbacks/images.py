@@ -62,9 +62,10 @@ class PurificationGrid(PurifierMonitor):
         Returns:
             Nothing to monitor.
         """
+        purified = watched.purifier(watched.attacked)  # on every process, since its weights may be sharded
         if trainer.is_global_zero:
             attack = "noise" if watched.classifier is None else f"blind_pgd{self.steps}"
-            grid = purification_grid(watched.images, watched.attacked, watched.purifier(watched.attacked))
+            grid = purification_grid(watched.images, watched.attacked, purified)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_image(f"purification/{attack}/{self.threat}", grid, trainer.global_step)

@@ -135,6 +135,8 @@ def run(args: list[str] | None) -> None:
         SystemExit: With code 2 after a mistake of the user.
     """
     warnings.filterwarnings("ignore", message=_ANNOUNCED, category=DeprecationWarning)
+    # Said of any model that could be sharded; ours refuses to be, beside that callback.
+    warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback with a model that overrides")
     if args is not None:
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within")
     if debugging():

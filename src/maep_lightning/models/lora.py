@@ -1,17 +1,16 @@
 """Low-rank adaptation of linear layers (Hu et al. 2022), with the names of the peft library."""
 
-import copy
 import math
 from collections.abc import Sequence
-from typing import Literal, TypeVar
+from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maep_lightning.models.weights import whole_state
+
 Target = Literal["qkv", "proj", "mlp"]
 _SUFFIXES: dict[str, tuple[str, ...]] = {"qkv": ("attn.qkv",), "proj": ("attn.proj",), "mlp": ("mlp.fc1", "mlp.fc2")}
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 class LoRALinear(nn.Linear):
@@ -43,14 +42,6 @@ class LoRALinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """`(..., in)` to `(..., out)`."""
         return super().forward(input) + self.scaling * F.linear(F.linear(input, self.lora_A), self.lora_B)
-
-    def merged(self) -> nn.Linear:
-        """An ordinary layer with the update added to its weight."""
-        with torch.no_grad():
-            linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-            linear.weight = nn.Parameter(self.weight + self.scaling * self.lora_B @ self.lora_A)
-            linear.bias = self.bias
-        return linear
 
 
 def inject_lora(
@@ -89,17 +80,18 @@ def inject_lora(
     return parameters
 
 
-def merge_lora(module: ModuleT) -> ModuleT:
-    """A copy of a module in which every `LoRALinear` is an ordinary layer; the module itself is left alone.
+def merged_state(module: nn.Module) -> dict[str, Tensor]:
+    """The weights of a module with every adapter added to the layer that it adapts.
 
     Args:
-        module: Any module.
+        module: Any module. Where FSDP has sharded it, every process must call this, as in `whole_state`.
 
     Returns:
-        The merged copy, with the parameter names it had before `inject_lora`.
+        Tensors under the names that they had before `inject_lora`; the module itself is left alone.
     """
-    merged = copy.deepcopy(module)
-    adapted = [(name, layer) for name, layer in merged.named_modules() if isinstance(layer, LoRALinear)]
-    for name, layer in adapted:
-        merged.set_submodule(name, layer.merged())
-    return merged
+    state = whole_state(module)
+    for name, layer in module.named_modules():
+        if isinstance(layer, LoRALinear):
+            a, b = state.pop(f"{name}.lora_A"), state.pop(f"{name}.lora_B")
+            state[f"{name}.weight"] = state[f"{name}.weight"] + layer.scaling * b @ a
+    return state

@@ -5,9 +5,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
+from timm.layers.norm import LayerNorm
 from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from maep_lightning.functional.losses import masked_patch_loss, normalize_patches
 from maep_lightning.functional.masking import random_masking
@@ -34,6 +36,7 @@ class MAEConfig:
         refine_kind: `convs`, a stack of convolutions, or `deep`, a residual network on two scales.
         squash: Whether the output passes a sigmoid (of slope 1 at mid-grey) into [0, 1] instead of being cut there. A
             cut has no gradient beyond the ends, where a network that learns under white-box attack soon arrives.
+        norm_eps: What the last norm of encoder and of decoder add to the variance; facebookresearch/mae has 1e-6.
         mean: Per-channel mean of the input normalisation.
         std: Per-channel standard deviation of the input normalisation.
     """
@@ -51,6 +54,7 @@ class MAEConfig:
     refine_width: int = 64
     refine_kind: Literal["convs", "deep"] = "convs"
     squash: bool = False
+    norm_eps: float = 1e-5
     mean: Sequence[float] = (0.5, 0.5, 0.5)
     std: Sequence[float] = (0.25, 0.25, 0.25)
 
@@ -83,24 +87,27 @@ class MaskedAutoencoder(nn.Module):
 
     Args:
         config: The architecture; see `maep_lightning.models.shapes` for the named ones.
+
+    Attributes:
+        gradient_checkpointing: Whether the blocks compute their activations again in the backward pass instead of
+            keeping them: the same gradients from less memory and one more forward pass. No part of the architecture.
     """
 
     def __init__(self, config: MAEConfig) -> None:
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False
         p = config.patch_size
         self.normalize = Normalize(config.mean, config.std)
         self.patch_embed = PatchEmbed(None, p, 3, config.width, strict_img_size=False)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.blocks = nn.ModuleList([Block(config.width, config.heads, qkv_bias=True) for _ in range(config.depth)])
-        self.norm = nn.LayerNorm(config.width)
+        self.blocks = _blocks(config.width, config.heads, config.depth)
+        self.norm = nn.LayerNorm(config.width, config.norm_eps)
 
         self.decoder_embed = nn.Linear(config.width, config.decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_width))
-        self.decoder_blocks = nn.ModuleList(
-            [Block(config.decoder_width, config.decoder_heads, qkv_bias=True) for _ in range(config.decoder_depth)]
-        )
-        self.decoder_norm = nn.LayerNorm(config.decoder_width)
+        self.decoder_blocks = _blocks(config.decoder_width, config.decoder_heads, config.decoder_depth)
+        self.decoder_norm = nn.LayerNorm(config.decoder_width, config.norm_eps)
         self.decoder_pred = nn.Linear(config.decoder_width, p * p * 3)
         kind = {"convs": Refinement, "deep": DeepRefinement}[config.refine_kind]
         self.refinement = kind(config.refine_width, config.refine_depth) if config.refine_depth else None
@@ -156,9 +163,7 @@ class MaskedAutoencoder(nn.Module):
         x = x + self.positions(self.config.width, self.grid(images), x.device)
         x, mask, ids_restore = random_masking(x, mask_ratio, generator, noise)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x), mask, ids_restore
+        return self.norm(self._through(self.blocks, x)), mask, ids_restore
 
     def forward_decoder(self, latent: Tensor, ids_restore: Tensor, grid: tuple[int, int]) -> Tensor:
         """Decode all patches from the visible ones.
@@ -179,9 +184,17 @@ class MaskedAutoencoder(nn.Module):
             tokens = torch.cat([visible, self.mask_token.to(x.dtype).expand(b, removed, d)], dim=1)
             visible = tokens.gather(1, ids_restore[:, :, None].expand(-1, -1, d))
         x = torch.cat([cls, visible + self.positions(d, grid, x.device)], dim=1)
-        for block in self.decoder_blocks:
-            x = block(x)
+        x = self._through(self.decoder_blocks, x)
         return self.decoder_pred(self.decoder_norm(x))[:, 1:]  # type: ignore[no-any-return]
+
+    def _through(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
+        for block in blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                # The blocks draw no random numbers, so there is no state to keep for the second pass.
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x)
+        return x
 
     def forward(
         self,
@@ -241,3 +254,8 @@ class MaskedAutoencoder(nn.Module):
         if h % p or w % p:
             raise ValueError(f"Images of {h}x{w} pixels do not fit patches of {p}x{p}: resize or tile them first.")
         return h // p, w // p
+
+
+def _blocks(width: int, heads: int, depth: int) -> nn.ModuleList:
+    # Named, since releases of timm differ in the block's default norm; this one adds 1e-6 to the variance.
+    return nn.ModuleList([Block(width, heads, qkv_bias=True, norm_layer=LayerNorm) for _ in range(depth)])

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from maep_lightning.models.lora import merge_lora
+from maep_lightning.models.lora import merged_state
 from maep_lightning.models.mae import MAEConfig, MaskedAutoencoder
 from maep_lightning.models.weights import load_state, read_weights, write_weights
 
@@ -83,7 +83,7 @@ class PretrainedPurifier(ImagePurifier):
             provenance: What made it (data, stages, seed, commit); JSON types only.
         """
         header = {"kind": "purifier", "architecture": self.architecture, "config": self.config()}
-        write_weights(path, merge_lora(self.network).state_dict(), header | {"provenance": provenance or {}})
+        write_weights(path, merged_state(self.network), header | {"provenance": provenance or {}})
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Self:

@@ -40,10 +40,11 @@ def mae_vit_base_patch2_32() -> MAEConfig:
 
 
 def mae_vit_base_patch16_224() -> MAEConfig:
-    """The ViT-B/16 of He et al. 2022 at 224 px, decoder width 512 and depth 8; plain output."""
+    """The ViT-B/16 of He et al. 2022 at 224 px, decoder width 512 and depth 8: 112 M parameters; plain output."""
     return MAEConfig(
         image_size=224, patch_size=16, width=768, depth=12, heads=12,
-        decoder_width=512, decoder_depth=8, decoder_heads=16, residual=False, mean=IMAGENET_MEAN, std=IMAGENET_STD,
+        decoder_width=512, decoder_depth=8, decoder_heads=16, residual=False, norm_eps=1e-6,
+        mean=IMAGENET_MEAN, std=IMAGENET_STD,
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """Safetensors files that carry an architecture beside its weights."""
 
+import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -7,17 +8,35 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.tensor import DTensor
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """The weights of a module, each tensor whole.
+
+    Args:
+        module: Any module. Where FSDP has sharded it, every process must call this together, since each holds a part.
+
+    Returns:
+        Tensors by name, detached.
+    """
+    state = module.state_dict().items()
+    return {name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for name, tensor in state}
 
 
 def write_weights(path: str | Path, state: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Write weights and a JSON header into one safetensors file, atomically.
+
+    Of several processes that train together the first one writes, since all hold the same weights.
 
     Args:
         path: Where to write; folders are made.
         state: Tensors by name.
         header: What is needed to rebuild the network, and provenance; JSON types only.
     """
+    if distributed.is_initialized() and distributed.get_rank() > 0:
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -30,7 +49,8 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `write_weights` wrote; a plain safetensors file or a PyTorch state dict has an empty header.
 
     Args:
-        path: A `.safetensors` file, or a `.pt`, `.pth` or `.ckpt` with a state dict (or a Lightning checkpoint).
+        path: A `.safetensors` file, or a `.pt`, `.pth` or `.ckpt` with a state dict, bare or under `state_dict` (as
+            Lightning writes it) or `model`.
 
     Returns:
         The tensors by name and the header.
@@ -47,17 +67,20 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             with safe_open(str(path), framework="pt") as file:
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
                 return state, json.loads((file.metadata() or {}).get("maep", "{}"))
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Training checkpoints of facebookresearch's repositories carry their command line beside the weights.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ValueError(
             f"{path} is not a readable weights file ({error}). It may be cut short: make it again."
         ) from error
     except Exception as error:  # pickle raises a family of its own for foreign or damaged files
         raise ValueError(f"{path} holds no plain weights ({error}). Only state dicts of tensors are loaded.") from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else {}
-    if not state or not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    for key in ("state_dict", "model"):
+        content = content.get(key, content) if isinstance(content, dict) else {}
+    if not content or not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path} holds no state dict of tensors.")
-    return state, {}
+    return content, {}
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:

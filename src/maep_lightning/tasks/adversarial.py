@@ -54,8 +54,8 @@ class AdversarialFinetuning(PurifierTask):
         classifier_name: What network the classifier's file holds, if it does not say it itself.
         num_classes: Number of classes K, needed with `classifier_name`.
         weights: File of the purifier to start from; None starts from scratch.
-        shape: Name of the architecture, used when `weights` is None.
-        overrides: Fields of the shape to replace, used when `weights` is None.
+        shape: Name of the architecture; a purifier's file knows its own.
+        overrides: Fields of the shape to replace.
         adversarial: Weight of the cross-entropy on attacked images.
         clean: Weight of the cross-entropy on clean images.
         consistency: Weight of the divergence between the predictions on clean and attacked images.

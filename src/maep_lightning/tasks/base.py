@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
+
+from maep_lightning.data.loader import stream_seed
+from maep_lightning.models.parallel import checkpoint_gradients, shard
+
+# Sets the stream apart from those of the data, which may have the same seed.
+_NOISE = 0x6E6F697365
 
 
 @dataclass
@@ -20,12 +27,15 @@ class Optimization:
         weight_decay: Decay of matrices; vectors (biases, norms) are not decayed.
         beta2: Second-moment decay of AdamW; the first is 0.9.
         warmup: Share of all steps in which the rate rises linearly, before a cosine takes it to 0.
+        gradient_checkpointing: Whether the autoencoder's blocks compute their activations again in the backward pass
+            instead of keeping them: the same gradients, less memory, more time.
     """
 
     base_lr: float = 1e-3
     weight_decay: float = 0.05
     beta2: float = 0.95
     warmup: float = 0.05
+    gradient_checkpointing: bool = False
 
 
 def cosine_with_warmup(step: int, steps: int, warmup: float) -> float:
@@ -65,7 +75,7 @@ class Task(LightningModule):
         raise NotImplementedError
 
     def export(self, path: Path, provenance: dict[str, Any]) -> None:
-        """Write what the next stage reads.
+        """Write what the next stage reads; called on every process, of which the first one writes.
 
         Args:
             path: A safetensors file.
@@ -73,14 +83,55 @@ class Task(LightningModule):
         """
         raise NotImplementedError
 
+    def configure_model(self) -> None:
+        """Switch gradient checkpointing on, and shard the trained network where the strategy brings a device mesh.
+
+        Raises:
+            ValueError: If the trained network is none for either, the mesh asks for tensor parallelism, or weights that
+                are to be sharded are to be averaged too.
+        """
+        if self.optimization.gradient_checkpointing:
+            checkpoint_gradients(self.trained())
+        if self.device_mesh is not None:
+            if self.device_mesh["tensor_parallel"].size() > 1:
+                raise ValueError(
+                    "ModelParallelStrategy would split layers over processes, which is not built here. Shard instead: "
+                    f"--trainer.strategy.data_parallel_size {self.device_mesh.size()} "
+                    "--trainer.strategy.tensor_parallel_size 1."
+                )
+            if any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+                raise ValueError("An average of the weights cannot be kept where FSDP shards them: leave ema.yaml out.")
+            shard(self.trained(), self.device_mesh["data_parallel"])
+            # The strategy reads a checkpoint itself, before `on_load_checkpoint` can add what was left out of it.
+            self.strict_loading = False
+
     def on_fit_start(self) -> None:
         """Lay the weights out channels-last, in which convolutions run fastest on CPU and GPU alike."""
-        self.to(memory_format=torch.channels_last)
+        if self.device_mesh is None:  # shards are one-dimensional pieces
+            self.to(memory_format=torch.channels_last)
 
     def effective_batch(self) -> int:
         """Images that one optimiser step sees, over all devices and accumulated batches."""
         batch: int = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
         return batch * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    def shared_noise(self, rows: int, columns: int) -> Tensor:
+        """Uniform random numbers of this training step, which depend on seed and step, not on the number of processes.
+
+        Every process draws those of the whole batch and takes its own, of the rows that the data's loaders give it:
+        row i of process r is number `i * processes + r`.
+
+        Args:
+            rows: Samples B of this process.
+            columns: Numbers a sample.
+
+        Returns:
+            `(B, columns)` in [0, 1), on the task's device.
+        """
+        processes, step = self.trainer.world_size, self.trainer.fit_loop.total_batch_idx
+        generator = torch.Generator(self.device).manual_seed(stream_seed(_NOISE, torch.initial_seed(), step))
+        whole = torch.rand(rows * processes, columns, device=self.device, generator=generator)
+        return whole[self.trainer.global_rank :: processes]
 
     def configure_optimizers(self) -> Any:
         """AdamW in two groups (decayed matrices, free vectors) and a cosine schedule with warm-up, step by step."""

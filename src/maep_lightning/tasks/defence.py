@@ -11,8 +11,8 @@ from maep_lightning.models.classifiers import load_classifier
 from maep_lightning.models.lora import Target, inject_lora
 from maep_lightning.models.mae import MaskedAutoencoder
 from maep_lightning.models.purifier import Purifier
-from maep_lightning.models.registry import create_purifier, load_trained
 from maep_lightning.tasks.base import Optimization, Task
+from maep_lightning.tasks.start import start_purifier
 
 Trainable = Literal["all", "decoder"]
 
@@ -39,9 +39,10 @@ class PurifierTask(Task):
         classifier: File of the frozen classifier.
         classifier_name: What network the classifier's file holds, if it does not say it itself.
         num_classes: Number of classes K, needed with `classifier_name`.
-        weights: File of the purifier to start from, such as the one pre-training left; None starts from scratch.
-        shape: Name of the architecture, used when `weights` is None.
-        overrides: Fields of the shape to replace, used when `weights` is None.
+        weights: File to start from, such as the one pre-training left, or a published one (see `start_purifier`);
+            None starts from scratch.
+        shape: Name of the architecture; a purifier's file knows its own.
+        overrides: Fields of the shape to replace.
         trainable: `all`, or `decoder` for the ViT decoder alone, at full rank; encoder and refinement are frozen.
         lora: Train adapters of this kind on the decoder, and nothing else.
         optimization: The optimiser's settings.
@@ -64,10 +65,7 @@ class PurifierTask(Task):
     ) -> None:
         super().__init__(optimization)
         self.classifier = load_classifier(classifier, classifier_name, num_classes)
-        if weights is None:
-            self.purifier = create_purifier(shape, **(overrides or {}))
-        else:
-            self.purifier = load_trained(weights).train()
+        self.purifier = start_purifier(weights, shape, overrides)
         if trainable != "all" and lora is not None:
             raise ValueError(f"lora trains adapters alone, trainable = {trainable} the layers themselves: choose one.")
         if trainable == "decoder" or lora is not None:
@@ -101,13 +99,14 @@ class PurifierTask(Task):
         """Leave the frozen networks out: they come from their own files."""
         for child, network in self.frozen().items():
             for name in network.state_dict():
-                del checkpoint["state_dict"][f"{child}.{name}"]
+                # Under FSDP only the first process has a state to save.
+                checkpoint["state_dict"].pop(f"{child}.{name}", None)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the frozen networks of the files in."""
+        """Put the frozen networks of the files in, where the strategy did not load the state itself, as FSDP's does."""
         for child, network in self.frozen().items():
-            for name, value in network.state_dict().items():
-                checkpoint["state_dict"][f"{child}.{name}"] = value
+            frozen = {f"{child}.{name}": value for name, value in network.state_dict().items()}
+            checkpoint.get("state_dict", {}).update(frozen)
 
     def trained(self) -> nn.Module:
         """The purifier."""

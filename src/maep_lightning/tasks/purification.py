@@ -40,8 +40,8 @@ class PurifierFinetuning(PurifierTask):
         surrogate: File of another classifier that the training attack works on; None attacks the classifier itself.
         surrogate_name: What network the surrogate's file holds, if it does not say it itself.
         weights: File of the purifier to start from, such as the one pre-training left; None starts from scratch.
-        shape: Name of the architecture, used when `weights` is None.
-        overrides: Fields of the shape to replace, used when `weights` is None.
+        shape: Name of the architecture; a purifier's file knows its own.
+        overrides: Fields of the shape to replace.
         objective: `A`, `B` or `C`.
         trade_off: Weight of the pixel distance in A and C, the paper's lambda.
         mask_ratio: Share of removed patches while training; the paper takes 0.5, and 0 for LoRA.

@@ -1,0 +1,37 @@
+"""The purifier that a stage begins with."""
+
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from maep_lightning.models.mae_weights import is_published, load_published
+from maep_lightning.models.purifier import PretrainedPurifier, Purifier
+from maep_lightning.models.registry import create_purifier, load_trained
+
+
+def start_purifier(weights: str | None, shape: str, overrides: dict[str, Any] | None) -> PretrainedPurifier:
+    """Build the purifier that a stage begins with.
+
+    Args:
+        weights: A purifier's file or name, which brings its architecture, or a file of a published masked autoencoder
+            (see `load_published`), which is loaded into `shape` and reported; None starts from scratch.
+        shape: Name of the architecture, as in `create_purifier`.
+        overrides: Fields of the shape to replace.
+
+    Returns:
+        The purifier, in training mode.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file or the shape is not usable.
+    """
+    if weights is not None and not is_published(weights):
+        return load_trained(weights).train()
+    purifier = create_purifier(shape, **(overrides or {}))
+    if weights is not None:
+        if not isinstance(purifier, Purifier):
+            raise ValueError(
+                f"{weights} holds bare weights, from which a masked autoencoder alone can start; {shape} is none."
+            )
+        rank_zero_info(str(load_published(purifier.mae, weights)))
+    return purifier
