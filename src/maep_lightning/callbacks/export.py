@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from maep_lightning.data import ImageDataModule
 from maep_lightning.evaluation.fingerprint import of_packages
 from maep_lightning.tasks.base import Task
 
@@ -23,9 +24,10 @@ class ExportWeights(Callback):
         """Write the file; averaged weights, where an EMA is on. Every process takes part: weights may be sharded."""
         if not isinstance(pl_module, Task) or trainer.interrupted:
             return
+        data = trainer.datamodule  # type: ignore[attr-defined]
         provenance: dict[str, Any] = {
             "task": type(pl_module).__name__,
-            "data": str(getattr(trainer.datamodule, "hparams", {}).get("dataset")),  # type: ignore[attr-defined]
+            "data": data.source.title if isinstance(data, ImageDataModule) else type(data).__name__,
             "steps": trainer.global_step,
             "epochs": trainer.current_epoch,
             "versions": of_packages(),
