@@ -5,6 +5,7 @@ from torch import nn
 from maep_lightning.attacks.simple import SIMPLE, simple_attack
 from maep_lightning.evaluation import Plan, evaluate
 from maep_lightning.evaluation.ledger import Ledger, Status
+from maep_lightning.evaluation.plan import PlanChangedError
 from maep_lightning.evaluation.recheck import recheck
 
 pytestmark = pytest.mark.usefixtures("_no_figure")
@@ -121,3 +122,105 @@ def test_transfer__needs_a_surrogate(linear, tmp_path):
 def test_plan__l1_has_no_simple_attacks():
     with pytest.raises(ValueError, match="blind_worst"):
         Plan(eps="1", norm="L1", threats=("none", "blind_worst"))
+
+
+NAMED = ("none", "blind:fgsm", "blind:pgd", "blind:apgd-ce+square", "whitebox:apgd-ce+apgd-t")
+
+
+@pytest.fixture(scope="module")
+def named(linear, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("named")
+    case = linear.build(24)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("maep_lightning.evaluation.report.draw", lambda *args: None)
+        plan = linear.plan(8, threats=NAMED)
+        results = evaluate(*case, plan, folder / "run", cache_dir=folder / "cache", progress=False, sanity=0)
+    return results, folder, case
+
+
+def test_named_attacks__each_has_a_row_under_its_threat_model(named):
+    results = named[0]
+    rows = [(row["threat"], row["attack"]) for row in results.rows if row["purifier"] is not None]
+    assert rows == [
+        ("none", "none"),
+        ("blind", "FGSM"),
+        ("blind", "PGD-40 x 5"),
+        ("blind", "apgd-ce (6 steps) + square (5 queries)"),
+        ("whitebox", "apgd-ce (6 steps) + apgd-t (6 steps)"),
+        ("worst", f"worst of {', '.join(NAMED[1:])}"),
+    ]
+    assert results.complete
+    assert results.row("blind:fgsm")["attack"] == "FGSM"
+
+
+@pytest.mark.oracle
+def test_named_attacks__blind_ones_count_the_attacked_images_as_they_come(named):
+    results, _, (classifier, purifier, images, labels) = named
+    with torch.no_grad():
+        attacked = simple_attack(classifier, images, labels, "fgsm", 2 / 255)
+        right = classifier(purifier(attacked)).argmax(1) == labels
+    assert torch.equal(results.outcomes["blind:fgsm"].status == Status.ROBUST, right)
+
+
+@pytest.mark.oracle
+def test_named_attacks__apgd_through_the_whole_reaches_the_closed_form(named, linear):
+    results, _, (classifier, _, images, labels) = named
+    robust = linear.closed_form(classifier, images, labels, mirrored=True)
+    assert torch.equal(results.outcomes["whitebox:apgd-ce+apgd-t"].status == Status.ROBUST, robust)
+
+
+def test_named_attacks__every_stored_image_can_be_verified(named):
+    _, folder, case = named
+    assert recheck(folder / "run", *case).faults == []
+    assert not list((folder / "run").rglob("*:*"))
+
+
+def test_named_attacks__are_made_once_for_every_purifier(named, linear, monkeypatch, tmp_path):
+    _, folder, (classifier, _, images, labels) = named
+    monkeypatch.setattr("maep_lightning.evaluation.rungs.simple_attack", None)
+    monkeypatch.setattr("maep_lightning.evaluation.rungs.run_component", None)
+    plan = linear.plan(8, threats=("none", *(name for name in NAMED if name.startswith("blind"))))
+    case = (classifier, nn.Identity().eval(), images, labels)
+    assert evaluate(*case, plan, tmp_path, cache_dir=folder / "cache", progress=False, sanity=0).complete
+
+
+def test_evaluate__goes_on_with_further_threats_in_the_same_folder(linear, tmp_path, monkeypatch):
+    case = linear.build(16)
+    first = evaluate(*case, linear.plan(8, threats=("none", "bpda")), tmp_path, progress=False, sanity=0)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "ledger").rglob("*.safetensors")}
+    wider = linear.plan(8, threats=("none", "blind:bim", "bpda"))
+    second = evaluate(*case, wider, tmp_path, progress=False, sanity=0)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert second.row("bpda") == first.row("bpda")
+    assert second.row("blind:bim")["complete"]
+    assert recheck(tmp_path, *case).faults == []
+    with pytest.raises(PlanChangedError, match="threats"):
+        evaluate(*case, linear.plan(8, threats=("none", "bpda")), tmp_path, progress=False, sanity=0)
+
+
+@pytest.mark.parametrize(
+    ("threat", "message"),
+    [
+        ("blind:fgms", "Did you mean fgsm"),
+        ("blnd:fgsm", "Did you mean blind"),
+        ("bpda:fgsm", "blind and whitebox only"),
+        ("blind:", "no attack ''"),
+    ],
+)
+def test_plan__mistyped_threats_are_answered_with_the_nearest(threat, message):
+    with pytest.raises(ValueError, match=message):
+        Plan(eps="8/255", threats=("none", threat))
+
+
+def test_plan__l1_has_no_named_simple_attack():
+    with pytest.raises(ValueError, match="blind:pgd"):
+        Plan(eps="1", norm="L1", threats=("none", "blind:pgd"))
+
+
+def test_named_attacks__that_need_more_classes_are_refused(linear, tmp_path):
+    classifier = linear.Linear(classes=3).eval()
+    _, purifier, images, _ = linear.build(8)
+    labels = torch.zeros(8, dtype=torch.int64)
+    with pytest.raises(ValueError, match="apgd-t needs 4 classes"):
+        plan = linear.plan(8, threats=("none", "blind:apgd-t"))
+        evaluate(classifier, purifier, images, labels, plan, tmp_path, progress=False, sanity=0)

@@ -21,6 +21,9 @@ from maep_lightning.attacks.threat import Epsilon, Norm, check_radius
 Component = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"]
 Version = Literal["standard", "rand"]
 
+LEAST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}
+"""Classes without which a component has no loss; the others need two."""
+
 PUBLISHED_STEPS = 100
 PUBLISHED_QUERIES = 5000
 PUBLISHED_EOT = 20
@@ -71,8 +74,8 @@ class AutoAttackSettings:
         The targeted DLR loss needs 4 logits, the DLR loss 3.
         """
         if self.version == "rand":
-            return ("apgd-ce", "apgd-dlr") if num_classes >= 3 else ("apgd-ce",)
-        if num_classes >= 4:
+            return ("apgd-ce", "apgd-dlr") if num_classes >= LEAST_CLASSES["apgd-dlr"] else ("apgd-ce",)
+        if num_classes >= LEAST_CLASSES["apgd-t"]:
             return ("apgd-ce", "apgd-t", "fab-t", "square")
         return ("apgd-ce", "apgd-dlr", "fab-t", "square") if num_classes == 3 else ("apgd-ce", "fab-t", "square")
 

@@ -42,6 +42,8 @@ SIMPLE = {
 }
 """The attacks by name; `pgd-2` to `pgd-5` are further random starts."""
 
+RESTARTS = tuple(name for name in SIMPLE if name.startswith("pgd"))
+
 NOISE_DRAWS = 100
 
 

@@ -14,7 +14,7 @@ from maep_lightning.attacks.threat import Epsilon, Norm
 from maep_lightning.data.source import CHOICES, ImageSource
 from maep_lightning.evaluation.engine import evaluate
 from maep_lightning.evaluation.findings import SCORES
-from maep_lightning.evaluation.plan import Plan, Threat
+from maep_lightning.evaluation.plan import Plan
 from maep_lightning.evaluation.recheck import Sources
 from maep_lightning.evaluation.results import Results, Subject
 from maep_lightning.models.classifiers import load_classifier
@@ -38,7 +38,8 @@ class AutoAttackCallback(Callback):
         eps: Radius on the [0, 1] pixel scale, such as 8/255.
         norm: `Linf`, `L2` or `L1`.
         threats: Some of `none`, `noise`, `transfer`, `blind`, `blind_worst`, `square`, `bpda` and `whitebox`, and for
-            stochastic purifiers `eot` and `fixed_coins`; see `maep_lightning.evaluation.plan.Plan`.
+            stochastic purifiers `eot` and `fixed_coins`; `blind:fgsm` and the like name the attacks. See
+            `maep_lightning.evaluation.plan.Plan`.
         n: The first so many test images; all if None.
         chunk_size: Samples attacked together; part of the result.
         seed: Of all random draws.
@@ -69,7 +70,7 @@ class AutoAttackCallback(Callback):
         self,
         eps: Epsilon = Epsilon("8/255"),
         norm: Norm = "Linf",
-        threats: list[Threat] | None = None,
+        threats: list[str] | None = None,
         n: int | None = None,
         chunk_size: int = 64,
         seed: int = 0,
@@ -216,12 +217,11 @@ def metrics(results: Results) -> dict[str, float]:
     plan = results.plan
     logged: dict[str, float] = {}
     where = f"{plan.norm}_{str(plan.eps).replace('/', '-')}"
-    for row in results.rows:
-        system = "undefended" if row["purifier"] is None else "purified"
+    for rung, row in results.by_rung.items():
         if row["threat"] == "none":
-            name = f"clean/{system}"
+            name = f"clean/{'undefended' if row['purifier'] is None else 'purified'}"
         else:
-            name = f"robust/{'undefended_' if row['purifier'] is None else ''}{row['threat']}/{where}"
+            name = f"robust/{rung.replace('undefended-', 'undefended_').replace(':', '-')}/{where}"
         low, high = row["ci95"]
         if row["complete"]:
             logged |= {f"{name}/acc": row["acc_robust"], f"{name}/ci_low": low, f"{name}/ci_high": high}

@@ -51,8 +51,9 @@ def robustbench_fields(results: Results) -> dict[str, Any]:
         results: Of an evaluation.
     """
     defended = any(row["purifier"] is not None for row in results.rows)
-    rows = {row["threat"]: row for row in results.rows if (row["purifier"] is not None) == defended}
-    clean, attacked = rows["none"]["acc_clean"], rows.get("whitebox", {}).get("acc_robust")
+    prefix = "" if defended else "undefended-"
+    clean = results.by_rung[f"{prefix}none"]["acc_clean"]
+    attacked = results.by_rung.get(f"{prefix}whitebox", {}).get("acc_robust")
     against = reasons_against(results)
     return {
         "name": f"{results.subject.classifier} behind {results.subject.purifier}"

@@ -130,7 +130,7 @@ class Case:
     @property
     def differentiated(self) -> bool:
         """Whether a figure rests on gradients through the whole."""
-        through = {"whitebox", "eot", "fixed_coins"} & set(self.plan.threats)
+        through = {"whitebox", "eot", "fixed_coins"} & self.plan.kinds
         return bool(through) or (self.defended is None and self.plan.threats != ("none",))
 
     @property

@@ -1,8 +1,9 @@
 """The threat ladder: the rungs of a plan, in the order in which a chunk climbs them."""
 
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Literal
 
+from maep_lightning.attacks.autoattack import LEAST_CLASSES
 from maep_lightning.attacks.bpda import StraightThrough
 from maep_lightning.attacks.coins import fix_coins
 from maep_lightning.attacks.simple import NOISE_DRAWS, SIMPLE
@@ -16,14 +17,14 @@ from maep_lightning.evaluation.rungs import (
     UNDEFENDED,
     UNDEFENDED_ATTACKED,
     Rung,
+    attacks_rung,
     autoattack_rung,
     clean_rung,
-    component_rung,
     derived_seed,
     noise_rung,
     replay_rung,
-    simple_rung,
 )
+from maep_lightning.evaluation.threats import ATTACKS, SIMPLE_TITLES, attacks_title
 
 
 def ladder(
@@ -80,21 +81,54 @@ def ladder(
     averaged, expectation = replace(settings, version="rand"), whole_attack | by("eot_draws", "eot_steps")
     recipes = {"simple": {name: list(asdict(recipe).values()) for name, recipe in SIMPLE.items()}}
     simple = by("norm", "eps") | recipes
+    worst_of_simple = f"worst of {', '.join(SIMPLE_TITLES.values())}"
     rungs.append(clean_rung(CLEAN, defended, whole))
+
+    def build(
+        name: str,
+        attacked: Target,
+        attacks: tuple[str, ...],
+        context: dict[str, Any],
+        title: str,
+        origin: dict[str, Any] | None = None,
+        start: Literal["correct", "all"] = "correct",
+    ) -> Rung:
+        return attacks_rung(name, attacked, defended, attacks, settings, classes, context, title, origin, start)
+
+    def named(kind: str) -> list[Rung]:
+        """The rungs of the attacks that a plan names one by one; blind ones are made once for every purifier."""
+        found = []
+        for text, threat in plan.named.items():
+            if threat.kind != kind or not threat.attacks:
+                continue
+            attacks = tuple(part for name in threat.attacks for part in ATTACKS[name])
+            if few := [name for name in attacks if classes < LEAST_CLASSES.get(name, 2)]:
+                raise ValueError(f"{text}: {few[0]} needs {LEAST_CLASSES[few[0]]} classes, and there are {classes}.")
+            title = attacks_title(threat.attacks, settings)
+            if kind == "whitebox":
+                found.append(build(text, defended, attacks, whole_attack | recipes, title))
+                continue
+            budgets = {} if set(attacks) <= set(SIMPLE) else by(*attack)
+            origin = of("classifier") | simple | budgets | {"threat": text}
+            found.append(build(text, classifier, attacks, whole | origin, title, origin, start="all"))
+        return found
+
     if "noise" in plan.threats:
         rungs.append(noise_rung("noise", defended, settings, whole_attack | {"draws": NOISE_DRAWS}))
     if "transfer" in plan.threats:
         if surrogate is None:
             raise ValueError("The transfer threat needs a surrogate classifier: give its file, or leave it out.")
         origin = of("surrogate") | simple
-        rungs.append(simple_rung("transfer", surrogate, defended, settings, whole | origin, origin))
+        title = f"{worst_of_simple} on a surrogate"
+        rungs.append(build("transfer", surrogate, tuple(SIMPLE), whole | origin, title, origin))
     if "blind" in plan.threats:
         rungs.append(replay_rung("blind", source, ledger, defended, whole_attack, CLEAN))
+    rungs += named("blind")
     if "blind_worst" in plan.threats:
         origin = of("classifier") | simple
-        rungs.append(simple_rung("blind_worst", classifier, defended, settings, whole | origin, origin))
+        rungs.append(build("blind_worst", classifier, tuple(SIMPLE), whole | origin, worst_of_simple, origin))
     if "square" in plan.threats:
-        rungs.append(component_rung("square", defended, defended, ("square",), settings, classes, whole_attack))
+        rungs.append(build("square", defended, ("square",), whole_attack, attacks_title(("square",), settings)))
     if "bpda" in plan.threats:
         through = Target(*(StraightThrough(stage) for stage in defended.stages[:-1]), defended.stages[-1])
         if random:
@@ -103,9 +137,11 @@ def ladder(
             rungs.append(expectation_rung("bpda", through, defended, parts, 0, averaged, expectation, title))
         else:
             gradient = tuple(part for part in settings.components(classes) if part.startswith("apgd"))
-            rungs.append(component_rung("bpda", through, defended, gradient, settings, classes, whole_attack))
+            title = f"BPDA-identity {attacks_title(gradient, settings)}"
+            rungs.append(build("bpda", through, gradient, whole_attack, title))
     if "whitebox" in plan.threats:
         rungs.append(autoattack_rung("whitebox", defended, settings, classes, whole_attack, CLEAN))
+    rungs += named("whitebox")
     if "eot" in plan.threats:
         title = eot_title(averaged, plan.eot_steps, classes, defended)
         attacks = eot_attacks(averaged, classes)

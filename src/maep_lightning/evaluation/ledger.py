@@ -137,7 +137,8 @@ class Unit(Record):
 
 def unit_path(rung: str, attack: str, chunk: int) -> Path:
     """Path of a unit relative to the ledger."""
-    return Path(rung) / attack / f"{chunk:06d}.safetensors"
+    # A colon, as in `blind:fgsm`, is in no file name of Windows and of GitHub's artifacts.
+    return Path(rung.replace(":", "-")) / attack / f"{chunk:06d}.safetensors"
 
 
 class Ledger:

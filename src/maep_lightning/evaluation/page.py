@@ -104,13 +104,12 @@ def staircase(results: Results) -> str:
         x = left + share * width
         svg.append(f'<line x1="{x}" x2="{x}" y1="{top}" y2="{total - 24}" stroke="var(--line)"/>')
         svg.append(f'<text class="soft" x="{x}" y="{total - 8}" text-anchor="middle">{100 * share:.0f} %</text>')
-    for number, row in enumerate(results.rows):
+    for number, (rung, row) in enumerate(results.by_rung.items()):
         y = top + number * height
         low, high = (left + width * end for end in row["ci95"])
         known = row["acc_robust"]
         colour = "bare" if row["purifier"] is None else "head" if row["threat"] == "worst" else "bar"
-        name = row["threat"] if row["purifier"] is not None else f"undefended {row['threat']}"
-        name = name.replace("none", "clean")
+        name = rung.replace("undefended-", "undefended ").replace("none", "clean")
         svg.append(f'<text x="{left - 10}" y="{y + 19}" text-anchor="end">{escape(name)}</text>')
         if known is not None:
             svg.append(
@@ -138,17 +137,19 @@ def _alarms(results: Results) -> list[str]:
 
 def _knows(results: Results, knows: dict[str, str]) -> str:
     attacked = [row for row in results.rows if row["threat"] != "none"]
-    rows = {row["threat"]: row["attack"] for row in sorted(attacked, key=lambda row: row["purifier"] is None)}
-    cells = [[escape(threat), escape(knows[threat]), escape(attack)] for threat, attack in rows.items()]
+    rows = dict.fromkeys(
+        (row["threat"], row["attack"]) for row in sorted(attacked, key=lambda row: row["purifier"] is None)
+    )
+    cells = [[escape(threat), escape(knows[threat]), escape(attack)] for threat, attack in rows]
     return _table(["threat model", "the attacker knows", "attack"], cells)
 
 
 def _retention(results: Results) -> list[str]:
     rows = []
-    for row in results.rows:
+    for rung, row in results.by_rung.items():
         if row["purifier"] is not None and row["acc_robust"] is not None and row["acc_undefended_clean"]:
             share = row["acc_robust"] / row["acc_undefended_clean"]
-            rows.append([escape(row["threat"].replace("none", "clean")), f"{100 * share:.1f} %"])
+            rows.append([escape(rung.replace("none", "clean")), f"{100 * share:.1f} %"])
     if not rows:
         return []
     note = "Accuracy over the clean accuracy of the undefended classifier: what of it the purifier keeps."
@@ -156,13 +157,13 @@ def _retention(results: Results) -> list[str]:
 
 
 def _readings(results: Results, reading: str) -> list[str]:
-    rows = [row for row in results.rows if "readings" in row]
+    rows = {rung: row for rung, row in results.by_rung.items() if "readings" in row}
     if not rows:
         return []
-    draws = rows[0]["readings"]["draws"]
+    draws = next(iter(rows.values()))["readings"]["draws"]
     cells = [
-        [row["threat"].replace("none", "clean"), *(f"{100 * row['readings'][name]:.1f} %" for name in READINGS)]
-        for row in rows
+        [rung.replace("none", "clean"), *(f"{100 * row['readings'][name]:.1f} %" for name in READINGS)]
+        for rung, row in rows.items()
     ]
     head = ["threat model", "mean of a draw", f"majority of {draws}", f"any of {draws}"]
     note = f'<p class="soft">{escape(reading.format(draws=draws))}</p>'

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,10 +12,7 @@ from maep_lightning.attacks.pgd import EOT_STEPS
 from maep_lightning.attacks.threat import Epsilon, Norm
 from maep_lightning.evaluation import fingerprint
 from maep_lightning.evaluation.ledger import write_atomically
-
-Threat = Literal[
-    "none", "noise", "transfer", "blind", "blind_worst", "square", "bpda", "whitebox", "eot", "fixed_coins"
-]
+from maep_lightning.evaluation.threats import SIMPLE_TITLES, NamedThreat, parse_threat
 
 SCHEMA = 2
 
@@ -36,7 +33,9 @@ class Plan:
             AutoAttack); `blind_worst` (the same, and per sample the worst of FGSM, BIM, MI-FGSM and PGD);
             `square` (the attacker sees logits); `bpda` (the attacker takes the purifier's gradient for the identity);
             `whitebox` (the attacker differentiates through both); for stochastic purifiers `eot` (the same, averaging
-            gradients over draws) and `fixed_coins` (the attacker knows the draws, which are fixed).
+            gradients over draws) and `fixed_coins` (the attacker knows the draws, which are fixed). `blind:fgsm`,
+            `whitebox:apgd-ce+apgd-t` and the like name the attacks in place of AutoAttack, for each image the worst of
+            them: `fgsm`, `bim`, `mi-fgsm`, `pgd` (five starts), or a component of AutoAttack.
         n: The first so many samples; None for all.
         chunk_size: Samples attacked together. Part of the result: random starts are drawn by the row in the chunk.
         seed: Of all random draws.
@@ -55,7 +54,7 @@ class Plan:
 
     eps: Epsilon
     norm: Norm = "Linf"
-    threats: tuple[Threat, ...] = ("none", "blind", "whitebox")
+    threats: tuple[str, ...] = ("none", "blind", "whitebox")
     n: int | None = None
     chunk_size: int = 64
     seed: int = 0
@@ -71,17 +70,30 @@ class Plan:
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", Epsilon(self.eps))
         object.__setattr__(self, "threats", tuple(self.threats))
-        unknown = [threat for threat in self.threats if threat not in get_args(Threat)]
-        if unknown or not self.threats:
-            given = ", ".join(unknown) or "none at all"
-            raise ValueError(f"threats must be some of {', '.join(get_args(Threat))}; given: {given}.")
-        if self.norm == "L1" and (simple := [name for name in ("transfer", "blind_worst") if name in self.threats]):
+        if not self.threats:
+            raise ValueError("There is no threat model to measure: give some in threats, such as none or whitebox.")
+        simple = [
+            text
+            for text, (kind, attacks) in self.named.items()
+            if kind in ("transfer", "blind_worst") or set(attacks) & set(SIMPLE_TITLES)
+        ]
+        if self.norm == "L1" and simple:
             raise ValueError(f"{' and '.join(simple)} are measured in Linf and L2 only; leave them out for L1.")
         for name in ("n", "chunk_size", "eot_steps", "judge_draws"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}.")
         _ = self.settings
+
+    @property
+    def named(self) -> dict[str, NamedThreat]:
+        """What each of `threats` means."""
+        return {text: parse_threat(text) for text in self.threats}
+
+    @property
+    def kinds(self) -> set[str]:
+        """The threat models, whatever attacks stand for them."""
+        return {threat.kind for threat in self.named.values()}
 
     @property
     def settings(self) -> AutoAttackSettings:
@@ -159,6 +171,8 @@ class Manifest:
     def pin(self, run_dir: Path) -> None:
         """Write the manifest into a new run folder, or check that the folder's is the same.
 
+        Further threats may be measured where others were: what is on file of those does not depend on them.
+
         Args:
             run_dir: The folder; made when missing.
 
@@ -170,6 +184,13 @@ class Manifest:
         if not path.exists():
             write_atomically(path, text.encode())
         before = self.read(run_dir)
+        threats = before.values.get("threats", [])
+        if (
+            set(threats) < set(self.values["threats"])
+            and before.values | {"threats": self.values["threats"]} == self.values
+        ):
+            write_atomically(path, text.encode())
+            return
         names = sorted(before.values.keys() | self.values.keys())
         changes = [
             f"{name}: was {_short(before.values.get(name))}, is {_short(self.values.get(name))}"

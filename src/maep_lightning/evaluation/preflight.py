@@ -71,8 +71,8 @@ def preflight(
         plan.settings.check_image_size(*images.shape[-2:])
     if "fixed_coins" in plan.threats:
         replace(plan.settings, version="standard").check_image_size(*images.shape[-2:])
-    exact = {"whitebox", "eot", "fixed_coins"} & set(plan.threats)
-    differentiated = [bare] if exact or {"blind", "blind_worst", "bpda"} & set(plan.threats) else []
+    exact = {"whitebox", "eot", "fixed_coins"} & plan.kinds
+    differentiated = [bare] if exact or {"blind", "blind_worst", "bpda"} & plan.kinds else []
     differentiated += [surrogate] if surrogate is not None else []
     differentiated += [defended] if defended is not None and exact else []
     first = pixels(images[:1], device)

@@ -108,7 +108,7 @@ def determinism(case: Case) -> Finding:
     """S8: the logits of an image depend on nothing but the image, or the system is evaluated as stochastic."""
     if case.random is not None:
         text = f"randomised: judged by the majority of {case.random.draws} fresh draws"
-        if "whitebox" in case.plan.threats and case.plan.version == "standard":
+        if "whitebox" in case.plan.kinds and case.plan.version == "standard":
             return Finding("fail", f"{text}; version standard does not apply to it: replace whitebox by eot")
         return Finding("pass", text)
     logits = []

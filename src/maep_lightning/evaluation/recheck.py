@@ -354,7 +354,7 @@ def _compare(run_dir: Path, counted: list[dict[str, Any]], found: Recheck) -> No
     path = run_dir / "results.json"
     try:
         content = json.loads(path.read_text())
-        rows = {(row["threat"], row["purifier"] is None): row for row in content["rows"]}
+        rows = {_system(row): row for row in content["rows"]}
     except FileNotFoundError:
         found.notes.append(f"{path} is missing: the run was not finished")
         return
@@ -362,7 +362,7 @@ def _compare(run_dir: Path, counted: list[dict[str, Any]], found: Recheck) -> No
         found.faults.append(f"{path} is damaged ({error}).")
         return
     for own in counted:
-        row = rows.pop((own["threat"], own["purifier"] is None), None)
+        row = rows.pop(_system(own), None)
         if row is None:
             found.faults.append(f"{path} has no row for the threat {own['threat']}.")
             continue
@@ -372,7 +372,12 @@ def _compare(run_dir: Path, counted: list[dict[str, Any]], found: Recheck) -> No
                 found.faults.append(
                     f"{path}: {name} of {own['threat']} is {row.get(name)}, the ledger says {own.get(name)}."
                 )
-    found.faults += [f"{path}: the row {threat} is not in the ledger." for threat, _ in rows]
+    found.faults += [f"{path}: the row {threat} ({attack}) is not in the ledger." for threat, attack, _ in rows]
+
+
+def _system(row: dict[str, Any]) -> tuple[str, str, bool]:
+    """What tells rows of one run apart."""
+    return row["threat"], row["attack"], row["purifier"] is None
 
 
 def _fault(found: Recheck, text: str) -> None:

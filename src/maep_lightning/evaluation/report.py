@@ -109,8 +109,7 @@ def markdown(results: Results, published: list[dict[str, Any]]) -> str:
         "| system | threat model | attack | clean | robust | 95 % interval | retention |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in results.rows:
-        lines.append(_line(row, results))
+    lines += [_line(name, row, results) for name, row in results.by_rung.items()]
     threats = [row["threat"] for row in results.rows if row["threat"] != "none"]
     lines += ["", "The attacker knows, by threat model:", ""]
     lines += [f"- {threat}: {KNOWS[threat]}" for threat in dict.fromkeys(threats)]
@@ -183,10 +182,7 @@ def _gradient_path(results: Results) -> str:
     return "NOT verified (" + "; ".join(f"{c.id} {c.verdict}: {c.detail}" for c in checks if c.verdict != "pass") + ")"
 
 
-def _line(row: dict[str, Any], results: Results) -> str:
-    name = {"none": "none" if row["purifier"] else "undefended-none"}.get(row["threat"], row["threat"])
-    if row["purifier"] is None and row["threat"] == "whitebox":
-        name = "undefended-whitebox"
+def _line(name: str, row: dict[str, Any], results: Results) -> str:
     outcome = results.outcomes[name]
     low, high = row["ci95"]
     system = f"{row['classifier']}" + (f" behind {row['purifier']}" if row["purifier"] else ", undefended")

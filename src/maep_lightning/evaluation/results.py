@@ -65,6 +65,11 @@ class Results:
     sanity: Sanity | None = None
 
     @property
+    def by_rung(self) -> dict[str, dict[str, Any]]:
+        """The rows by the names of their rungs, in their order."""
+        return dict(zip(self.outcomes, self.rows, strict=True))
+
+    @property
     def complete(self) -> bool:
         """Whether every rung is complete."""
         return all(row["complete"] for row in self.rows)
@@ -73,16 +78,16 @@ class Results:
         """The row of a threat, with the purifier or of the bare classifier.
 
         Args:
-            threat: Name of the threat.
+            threat: Name of the threat, with its attacks where the plan names them, such as `blind:fgsm`.
             defended: Whether the purifier is part of it.
 
         Raises:
             KeyError: If it was not measured.
         """
-        for row in self.rows:
-            if row["threat"] == threat and (row["purifier"] is not None) == defended:
-                return row
-        raise KeyError(f"No row for threat {threat} {'with' if defended else 'without'} a purifier.")
+        found = self.by_rung.get(threat if defended else f"undefended-{threat}")
+        if found is None:
+            raise KeyError(f"No row for threat {threat} {'with' if defended else 'without'} a purifier.")
+        return found
 
     def checked(self, sanity: Sanity) -> "Results":
         """The same with a sanity battery, which withholds the headline when it is strict and a check failed.
@@ -183,7 +188,7 @@ def _row(
     seconds: float,
 ) -> dict[str, Any]:
     bare = name.startswith("undefended-")
-    threat = {UNDEFENDED: "none", UNDEFENDED_ATTACKED: "whitebox"}.get(name, name)
+    threat = {UNDEFENDED: "none", UNDEFENDED_ATTACKED: "whitebox"}.get(name, name.partition(":")[0])
     clean = outcomes[UNDEFENDED if bare else CLEAN]
     low, high = result.interval
     readings = {} if result.readings is None else {"readings": result.readings}

@@ -6,7 +6,7 @@ A rung is a name, the attacks in their order, a function that makes candidates f
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -150,18 +150,9 @@ def autoattack_rung(
     title: str = "",
 ) -> Rung:
     """AutoAttack's components with exact gradients through the target, judged by the target."""
-
-    def generate(batch: Batch, attack: str) -> Candidates:
-        component = cast(Component, attack)
-        with target.guarded():
-            images, warnings = run_component(target, batch.images, batch.labels, component, settings, batch.seed)
-        return Candidates(images, warnings=warnings)
-
     components = settings.components(num_classes)
-    cost: dict[str, tuple[int, int]] = {name: settings.passes(name, num_classes) for name in components}
-    return Rung(
-        name, components, generate, target, context, target, baseline, start, cached=cached, cost=cost, title=title
-    )
+    rung = attacks_rung(name, target, target, components, settings, num_classes, context, title, start=start)
+    return replace(rung, baseline=baseline, cached=cached)
 
 
 def replay_rung(name: str, source: Rung, ledger: Ledger, judge: Target, context: dict[str, Any], baseline: str) -> Rung:
@@ -188,50 +179,50 @@ def replay_rung(name: str, source: Rung, ledger: Ledger, judge: Target, context:
     )
 
 
-def component_rung(
+def attacks_rung(
     name: str,
     attacked: Target,
     judge: Target,
-    components: tuple[Component, ...],
+    attacks: tuple[str, ...],
     settings: AutoAttackSettings,
     num_classes: int,
     context: dict[str, Any],
+    title: str,
+    origin: dict[str, Any] | None = None,
+    start: Literal["correct", "all"] = "correct",
 ) -> Rung:
-    """Some of AutoAttack's components against one target, judged by another that computes the same logits."""
+    """Simple attacks and AutoAttack's components on one target, per sample the worst that a judge finds.
+
+    Args:
+        name: As in `Rung`.
+        attacked: What is attacked.
+        judge: Who decides; `attacked` itself, or another.
+        attacks: Keys of `SIMPLE` and components.
+        settings: Norm, radius and budgets.
+        num_classes: K.
+        context: As in `Rung`.
+        title: As in `Rung`.
+        origin: As in `Rung`.
+        start: As in `Rung`.
+    """
 
     def generate(batch: Batch, attack: str) -> Candidates:
-        component = cast(Component, attack)
         with attacked.guarded():
+            if attack in SIMPLE:
+                with isolated_rng(batch.seed, batch.images.device):
+                    radius, norm = float(settings.eps), settings.norm
+                    return Candidates(simple_attack(attacked, batch.images, batch.labels, attack, radius, norm))
+            component = cast(Component, attack)
             images, warnings = run_component(attacked, batch.images, batch.labels, component, settings, batch.seed)
         return Candidates(images, warnings=warnings)
 
-    cost: dict[str, tuple[int, int]] = {part: settings.passes(part, num_classes) for part in components}
-    budgets = {"square": f"{settings.square_queries} queries"}
-    parts = [f"{part} ({budgets.get(part, f'{settings.apgd_steps} steps')})" for part in components]
-    title = f"{'BPDA-identity ' if name == 'bpda' else ''}{' + '.join(parts)}"
-    return Rung(name, components, generate, judge, context, attacked, CLEAN, cost=cost, title=title)
-
-
-def simple_rung(
-    name: str,
-    attacked: Target,
-    judge: Target,
-    settings: AutoAttackSettings,
-    context: dict[str, Any],
-    origin: dict[str, Any],
-) -> Rung:
-    """FGSM, BIM, MI-FGSM and PGD with five starts on one target, per sample the worst that another judges."""
-
-    def generate(batch: Batch, attack: str) -> Candidates:
-        with attacked.guarded(), isolated_rng(batch.seed, batch.images.device):
-            found = simple_attack(attacked, batch.images, batch.labels, attack, float(settings.eps), settings.norm)
-        return Candidates(found)
-
-    cost = {attack: (recipe.steps, recipe.steps) for attack, recipe in SIMPLE.items()}
-    title = (
-        f"worst of FGSM, BIM, MI-FGSM, PGD-{SIMPLE['pgd'].steps} x 5{' on a surrogate' if name == 'transfer' else ''}"
-    )
-    return Rung(name, tuple(SIMPLE), generate, judge, context, attacked, CLEAN, origin=origin, cost=cost, title=title)
+    cost = {
+        attack: (SIMPLE[attack].steps,) * 2
+        if attack in SIMPLE
+        else settings.passes(cast(Component, attack), num_classes)
+        for attack in attacks
+    }
+    return Rung(name, attacks, generate, judge, context, attacked, CLEAN, start, origin=origin, cost=cost, title=title)
 
 
 def noise_rung(name: str, judge: Target, settings: AutoAttackSettings, context: dict[str, Any]) -> Rung:
