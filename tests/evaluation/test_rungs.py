@@ -221,6 +221,6 @@ def test_named_attacks__that_need_more_classes_are_refused(linear, tmp_path):
     classifier = linear.Linear(classes=3).eval()
     _, purifier, images, _ = linear.build(8)
     labels = torch.zeros(8, dtype=torch.int64)
+    plan = linear.plan(8, threats=("none", "blind:apgd-t"))
     with pytest.raises(ValueError, match="apgd-t needs 4 classes"):
-        plan = linear.plan(8, threats=("none", "blind:apgd-t"))
         evaluate(classifier, purifier, images, labels, plan, tmp_path, progress=False, sanity=0)

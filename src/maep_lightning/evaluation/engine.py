@@ -7,14 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from maep_lightning.attacks.target import Target, isolated_rng
-from maep_lightning.evaluation import fingerprint
+from maep_lightning.attacks.target import isolated_rng
+from maep_lightning.evaluation.binding import bind, chunk_fingerprint
 from maep_lightning.evaluation.cache import AttackCache, Made
 from maep_lightning.evaluation.findings import Case
-from maep_lightning.evaluation.ladder import fixed, ladder
+from maep_lightning.evaluation.ladder import fixed
 from maep_lightning.evaluation.ledger import Ledger, LedgerError, Status, Unit, empty_images
-from maep_lightning.evaluation.plan import Manifest, Plan
-from maep_lightning.evaluation.preflight import checked_data, pixels, preflight
+from maep_lightning.evaluation.plan import Plan
+from maep_lightning.evaluation.preflight import pixels
 from maep_lightning.evaluation.preview import preview
 from maep_lightning.evaluation.progress import Progress, Timings
 from maep_lightning.evaluation.results import Results, Subject, collect
@@ -23,7 +23,6 @@ from maep_lightning.evaluation.sanity import battery, read, write
 from maep_lightning.evaluation.summary import alive, kept, standing
 from maep_lightning.evaluation.verify import confine, judge, suspects
 from maep_lightning.evaluation.workers import Workers, find_workers
-from maep_lightning.models.defended import stages
 
 
 def evaluate(
@@ -76,28 +75,9 @@ def evaluate(
     """
     run_dir, workers = Path(run_dir), workers or find_workers()
     started = time.monotonic()
-    images, labels = checked_data(images, labels, plan.n)
-    bare, defended = Target(classifier), None if purifier is None else Target(*stages(purifier, classifier))
-    device = torch.device(device) if device is not None else bare.device
-    surrogate = surrogate if "transfer" in plan.threats else None
-    other = None if surrogate is None else Target(surrogate)
-    stochastic = preflight(bare, defended, other, images, labels, plan, device)
-    manifest = Manifest.bind(
-        plan,
-        classifier,
-        purifier,
-        images,
-        labels,
-        bare.num_classes(pixels(images[:1], device)),
-        device.type,
-        surrogate,
-        stochastic,
-    )
-    for target, name in ((bare, "classifier"), (defended, "whole")):
-        if target is not None:
-            target.draws = manifest.values[f"{name}_draws"]
-    ledger = Ledger(run_dir / "ledger")
-    rungs = ladder(plan, manifest, bare, defended, ledger, other)
+    bound = bind(classifier, purifier, images, labels, plan, run_dir, device, surrogate)
+    images, labels, device, manifest = bound.images, bound.labels, bound.device, bound.manifest
+    bare, defended, ledger, rungs = bound.bare, bound.defended, bound.ledger, bound.rungs
     manifest.pin(run_dir)
     chunks = -(-len(labels) // plan.chunk_size)
     bar = Progress(progress and workers.rank == 0, chunks, workers.world_size)
@@ -172,8 +152,7 @@ class _Engine:
 
     def _data(self, number: int) -> str:
         """Fingerprint of a chunk's images and labels."""
-        indices = self._indices(number)
-        return fingerprint.of_tensors({"images": self.images[indices], "labels": self.labels[indices]})
+        return chunk_fingerprint(self.images, self.labels, self._indices(number))
 
     def _preview(self) -> None:
         data = [self._data(number) for number in range(self.bar.total)]

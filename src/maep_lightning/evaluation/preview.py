@@ -1,6 +1,7 @@
 """What an evaluation costs at most, from the passes that are left and the measured time of one."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from maep_lightning.attacks.autoattack import AutoAttackSettings
 from maep_lightning.attacks.target import Target
@@ -58,12 +59,40 @@ def preview(
     for entry in timings.read():
         if entry["attack"] == "clean" and entry["forwards"]:
             seconds[entry["rung"]] = entry["seconds"] / entry["forwards"]
-    clean = {id(rung.judge): rung.name for rung in rungs if rung.baseline is None}
-    whole = seconds.get(list(clean.values())[-1])
-    if whole is None:
+    if [rung.name for rung in rungs if rung.baseline is None][-1] not in seconds:
         return None
+    return price(rungs, plan, data, n, samples, seconds, ledger, cache)
 
-    def price(target: Target, rung: Rung) -> float:
+
+def price(
+    rungs: list[Rung],
+    plan: Plan,
+    data: list[str],
+    n: int,
+    samples: int,
+    seconds: dict[str, float],
+    ledger: Ledger,
+    cache: AttackCache | None,
+    planned: set[Path] | None = None,
+) -> Preview:
+    """Price what is left to do by the time of a forward pass.
+
+    Args:
+        rungs: The rungs.
+        plan: The plan.
+        data: Fingerprint of each chunk's images and labels.
+        n: Samples.
+        samples: Images of the sanity battery.
+        seconds: Of an image through the judge of each clean rung, the whole's at least.
+        ledger: The ledger.
+        cache: The cache, if there is one.
+        planned: Files of the cache that will be there by then; those that these rungs leave are added.
+    """
+    planned = set() if planned is None else planned
+    clean = {id(rung.judge): rung.name for rung in rungs if rung.baseline is None}
+    whole = seconds[list(clean.values())[-1]]
+
+    def of_pass(target: Target, rung: Rung) -> float:
         # A surrogate is taken for as dear as the classifier, a target that stands in for another as dear as that. The
         # classifier has no time of its own where its clean accuracy comes from the cache.
         stand_in = UNDEFENDED if rung.origin is not None else rung.baseline or rung.name
@@ -71,12 +100,15 @@ def preview(
 
     total = 0.0
     for rung in rungs:
-        attacking, judging = price(rung.watched, rung), price(rung.judge, rung)
+        attacking, judging = of_pass(rung.watched, rung), of_pass(rung.judge, rung)
         kept = rung.origin_hash if rung.origin is not None else rung.context_hash
         for number, fingerprint in enumerate(data):
             size = min(plan.chunk_size, n - number * plan.chunk_size)
             for attack in rung.attacks:
-                cached = cache is not None and cache.path(kept, attack, number, fingerprint).exists()
+                file = None if cache is None else cache.path(kept, attack, number, fingerprint)
+                cached = file is not None and (file in planned or file.exists())
+                if file is not None and (rung.cached or rung.origin is not None):
+                    planned.add(file)
                 if ledger.has(rung.name, attack, number) or (cached and rung.cached):
                     continue
                 forwards, backwards = (0, 0) if cached else rung.cost[attack]

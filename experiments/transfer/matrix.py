@@ -1,0 +1,223 @@
+"""From the YAML of a study to its cells: what is measured, and where it lies."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from maep_lightning.evaluation import Plan
+
+BUDGETS = ("apgd_steps", "fab_steps", "square_queries", "targets")
+KNOWING = {"whitebox", "bpda", "eot", "fixed_coins", "square"}
+"""Threat models whose attacker meets the purifier; without one of them there is no headline."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A purifier of the study.
+
+    Attributes:
+        spec: A text of `load_purifier`.
+        trained_on: The data it was trained on; nothing for baselines.
+    """
+
+    spec: str
+    trained_on: str = "nothing"
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A classifier of the study.
+
+    Attributes:
+        source: A text or file of `load_classifier`.
+        name: The network, where the file does not say it.
+        num_classes: K, likewise.
+    """
+
+    source: str
+    name: str | None = None
+    num_classes: int | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One evaluation: a purifier under a policy before a classifier, on some images, in one ball.
+
+    Attributes:
+        dataset: Its name in the study; so are `classifier` and `purifier`.
+        policy: A text of `apply_policy`.
+        norm: Of the ball.
+        eps: Its radius, as it is written.
+        n: Images: the first so many, which of class folders are balanced over the classes.
+        chunk_size: As in `Plan`.
+        seed: As in `Plan`.
+        budget: Budgets of attacks that are not the published ones.
+        threats: As in `Plan`.
+        optional: Whether the cell is skipped where its files are missing.
+    """
+
+    dataset: str
+    classifier: str
+    purifier: str
+    policy: str
+    norm: str
+    eps: str
+    n: int
+    chunk_size: int
+    seed: int
+    budget: tuple[tuple[str, int], ...] = ()
+    threats: tuple[str, ...] = field(default=(), compare=False)
+    optional: bool = field(default=False, compare=False)
+
+    @property
+    def plan(self) -> Plan:
+        """What the evaluator is asked for."""
+        return Plan(
+            eps=self.eps,  # type: ignore[arg-type]  # a text is what Plan reads
+            norm=self.norm,  # type: ignore[arg-type]
+            threats=self.threats,
+            n=self.n,
+            chunk_size=self.chunk_size,
+            seed=self.seed,
+            **dict(self.budget),  # type: ignore[arg-type]
+        )
+
+    @property
+    def title(self) -> str:
+        """What it is, for people."""
+        where = f"{self.dataset} ({self.n} images), {self.norm} {self.eps}"
+        return f"{self.purifier} @ {self.policy} before {self.classifier} on {where}"
+
+    @property
+    def folder(self) -> str:
+        """Its folder; further threats go into the same one."""
+        same = {name: value for name, value in asdict(self).items() if name not in ("threats", "optional")}
+        digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:8]
+        names = (self.dataset, self.classifier, f"{self.purifier}-{self.policy}", f"{self.norm}-{self.eps}")
+        words = "_".join(re.sub(r"[^\w.-]+", "-", name) for name in names)
+        return f"{words}_{self.n}-{digest}"
+
+    @property
+    def knowing(self) -> bool:
+        """Whether an attacker is measured who meets the purifier."""
+        return bool(self.plan.kinds & KNOWING)
+
+    @property
+    def blind(self) -> tuple[str, ...]:
+        """The threats whose attacker does not meet it."""
+        return tuple(text for text, threat in self.plan.named.items() if threat.kind not in {*KNOWING, "none"})
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a YAML file asks for.
+
+    Attributes:
+        name: Name of the file.
+        purifiers: By their names in the study; so are `classifiers` and `datasets`.
+        datasets: Options of `ImageSource`.
+        cells: In the order of the file, each once.
+    """
+
+    name: str
+    purifiers: dict[str, Trained]
+    classifiers: dict[str, Frozen]
+    datasets: dict[str, dict[str, Any]]
+    cells: tuple[Cell, ...]
+
+
+AXES = ("dataset", "classifier", "purifier", "policy", "ball")
+OPTIONS = (*AXES, "n", "threats", "chunk_size", "budget", "optional")
+TOP = ("seed", "purifiers", "classifiers", "datasets", "grids")
+
+
+def read_study(path: Path, only: Iterable[str] = ()) -> Study:
+    """Read a study.
+
+    Args:
+        path: The YAML file; README.md beside this module says what stands in it.
+        only: Names of grids to take; all if there is none.
+
+    Raises:
+        ValueError: If a name, an option or a value is unknown or missing; the message says where.
+    """
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no study: it needs {', '.join(TOP)}.")
+    _known(content, TOP, f"{path.name}: there is no entry")
+    purifiers = {name: _entry(Trained, value, f"purifier {name}") for name, value in content["purifiers"].items()}
+    classifiers = {name: _entry(Frozen, value, f"classifier {name}") for name, value in content["classifiers"].items()}
+    datasets = {name: {"dataset": name} | (options or {}) for name, options in content["datasets"].items()}
+    names = {"purifier": purifiers, "classifier": classifiers, "dataset": datasets}
+    grids: dict[str, dict[str, Any]] = content["grids"]
+    _known(only, grids, f"{path.name}: there is no grid")
+    cells: dict[Cell, Cell] = {}
+    for title, grid in grids.items():
+        if only and title not in only:
+            continue
+        for cell in _expand(grid, f"grid {title!r}", names, content.get("seed", 0)):
+            same = cells.get(cell, cell)
+            threats = tuple(dict.fromkeys((*same.threats, *cell.threats)))
+            cells[cell] = replace(same, threats=threats, optional=same.optional and cell.optional)
+    return Study(path.stem, purifiers, classifiers, datasets, tuple(cells.values()))
+
+
+def _expand(grid: Mapping[str, Any], where: str, names: Mapping[str, Any], seed: int) -> list[Cell]:
+    _known(grid, OPTIONS, f"{where}: there is no option")
+    if missing := [name for name in ("dataset", "classifier", "purifier", "ball", "n", "threats") if name not in grid]:
+        raise ValueError(f"{where} lacks {', '.join(missing)}.")
+    axes = {axis: _several(grid.get(axis, "native")) for axis in AXES}
+    for axis, known in names.items():
+        _known(axes[axis], known, f"{where}: there is no {axis}")
+    budget = grid.get("budget", {})
+    _known(budget, BUDGETS, f"{where}: there is no budget")
+    shared = {
+        "n": grid["n"],
+        "chunk_size": grid.get("chunk_size", 100),
+        "seed": seed,
+        "budget": tuple(sorted(budget.items())),
+        "threats": ("none", *(threat for threat in _several(grid["threats"]) if threat != "none")),
+        "optional": bool(grid.get("optional", False)),
+    }
+    cells = []
+    for dataset, ball, purifier, policy, classifier in product(
+        axes["dataset"], axes["ball"], axes["purifier"], axes["policy"], axes["classifier"]
+    ):
+        norm, _, eps = str(ball).partition(" ")
+        cells.append(Cell(dataset, classifier, purifier, policy, norm, eps.strip(), **shared))
+    try:
+        for cell in cells:
+            _ = cell.plan
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from None
+    return cells
+
+
+def _entry(kind: Any, value: Any, where: str) -> Any:
+    """A purifier or a classifier, from its text alone or from its fields."""
+    options = value if isinstance(value, dict) else {fields(kind)[0].name: value}
+    _known(options, [item.name for item in fields(kind)], f"{where}: there is no option")
+    return kind(**options)
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+def _known(names: Iterable[Any], known: Iterable[str], what: str) -> None:
+    """Refuse names that are not known, with the nearest that is."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            close = get_close_matches(str(name), known, n=1)
+            raise ValueError(
+                f"{what} {name!r}; known: {', '.join(known)}.{f' Did you mean {close[0]}?' if close else ''}"
+            )

@@ -1,0 +1,13 @@
+# The transfer matrix: `make transfer SCALE=smoke|cpu|gpu`. README.md in this folder says what it measures and finds.
+# GRID names grids of the YAML file, where not all are wanted; TRANSFER_ARGS are further arguments, such as --preview.
+include experiments/study.mk
+
+# CIFAR-100 has no public classifier in the data folder: one is trained once the images are there.
+CIFAR100 := $(wildcard $(or $(MAEP_DATA_DIR),data)/cifar-100-python)
+$(eval $(call maep-classifier,configs/cifar10,runs/transfer/cifar100,$($(SCALE).overlays),$($(SCALE).classifier) \
+  --data.init_args.dataset cifar100))
+
+.PHONY: transfer
+transfer: $(if $(CIFAR100),runs/transfer/cifar100/classifier/classifier.safetensors) | $(INSTALLED)
+	$(BIN)/python -m experiments.transfer.run experiments/transfer/$(SCALE).yaml --runs runs/transfer/$(SCALE) \
+	  $(foreach grid,$(GRID),--grid $(grid)) $(TRANSFER_ARGS)

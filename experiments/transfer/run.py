@@ -1,0 +1,210 @@
+"""Measures a study of transfer: a purifier for every test set, policy, classifier, ball and attack of one YAML file.
+
+usage: python -m experiments.transfer.run STUDY.yaml [--runs FOLDER] [--grid NAME ...] [--device NAME] [--preview]
+
+A cell that is on file is not measured again, and a killed one goes on where it stopped. After every cell the reports
+are written anew, from all cells of the study that are on file.
+"""
+
+import argparse
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from experiments.transfer.matrix import Cell, Study, read_study
+from experiments.transfer.tables import Measured, write_reports
+from torch import nn
+
+from maep_lightning.data.registry import LabelledImages
+from maep_lightning.data.source import ImageSource
+from maep_lightning.evaluation import Subject, evaluate
+from maep_lightning.evaluation.outlook import estimate, recall
+from maep_lightning.evaluation.progress import clock
+from maep_lightning.evaluation.provenance import describe_run
+from maep_lightning.evaluation.recheck import Sources
+from maep_lightning.models.classifiers import load_classifier
+from maep_lightning.models.policies import apply_policy
+from maep_lightning.models.registry import load_purifier
+
+
+class Bench(NamedTuple):
+    """What a cell needs."""
+
+    classifier: nn.Module
+    purifier: nn.Module
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+class Materials:
+    """The networks and images of a study, each loaded once.
+
+    Args:
+        study: The study.
+        device: Where the networks go.
+    """
+
+    def __init__(self, study: Study, device: torch.device) -> None:
+        self.study, self.device = study, device
+        self.classifier, self.purifier, self.images = map(cache, (self._classifier, self._purifier, self._images))
+
+    def bench(self, cell: Cell) -> Bench:
+        """What a cell needs.
+
+        Raises:
+            FileNotFoundError: If a file is missing.
+            ValueError: If a name is unknown, or a file is not what it should be.
+        """
+        purifier = self.purifier(cell.purifier, cell.policy)
+        return Bench(self.classifier(cell.classifier), purifier, *self.images(cell.dataset, cell.n))
+
+    def sources(self, cell: Cell) -> Sources:
+        """Where they came from, for `maep verify`."""
+        frozen, options = self.study.classifiers[cell.classifier], dict(self.study.datasets[cell.dataset])
+        return Sources(
+            classifier=frozen.source,
+            classifier_name=frozen.name,
+            num_classes=frozen.num_classes,
+            purifier=self.study.purifiers[cell.purifier].spec,
+            policy=cell.policy,
+            dataset=options.pop("dataset"),
+            root=options.pop("root", None),
+            images=options,
+        )
+
+    def subject(self, cell: Cell) -> Subject:
+        """How reports call them."""
+        trained = self.study.purifiers[cell.purifier].trained_on
+        return Subject(
+            dataset=cell.dataset,
+            classifier=cell.classifier,
+            purifier=cell.purifier,
+            policy=cell.policy,
+            class_names=self._source(cell.dataset).class_names,
+            training_data=f"{trained} (purifier)",
+        )
+
+    def _classifier(self, name: str) -> nn.Module:
+        frozen = self.study.classifiers[name]
+        return load_classifier(frozen.source, frozen.name, frozen.num_classes).to(self.device)
+
+    def _purifier(self, name: str, policy: str) -> nn.Module:
+        purifier = load_purifier(self.study.purifiers[name].spec)
+        return apply_policy(purifier, policy).eval().requires_grad_(False).to(self.device)
+
+    def _images(self, name: str, n: int) -> LabelledImages:
+        return self._source(name).test_images(n)
+
+    def _source(self, name: str) -> ImageSource:
+        try:
+            return ImageSource(**self.study.datasets[name])
+        except TypeError as error:
+            raise ValueError(f"data set {name}: {error}.") from None
+
+
+def say(text: str) -> None:
+    print(f"[transfer] {text}", file=sys.stderr, flush=True)
+
+
+def present(study: Study, materials: Materials) -> list[Cell]:
+    """The cells whose files are all there; says which are not.
+
+    Raises:
+        ValueError: If a cell that is not optional lacks files, or one names something unknown.
+    """
+    ready, missing = [], {}
+    for cell in study.cells:
+        try:
+            materials.bench(cell)
+            ready.append(cell)
+        except FileNotFoundError as error:
+            if not cell.optional:
+                raise ValueError(f"{cell.title}: {error}") from None
+            missing.setdefault(f"{cell.dataset}: {error}", []).append(cell)
+        except ValueError as error:
+            raise ValueError(f"{cell.title}: {error}") from None
+    for reason, cells in missing.items():
+        say(f"skipped, {len(cells)} cells of {reason} The same command fills them once the files are there.")
+    return ready
+
+
+def measure(study: Study, runs: Path, device: torch.device, preview: bool = False) -> None:
+    """Measure what is not on file yet.
+
+    Args:
+        study: The study.
+        runs: Folder of its cells and reports; attacks on bare classifiers are kept beside it for all studies.
+        device: Where to compute.
+        preview: Whether to stop after the cost is known.
+
+    Raises:
+        ValueError: If something cannot be measured as it is asked for.
+    """
+    started, materials, attacks = time.monotonic(), Materials(study, device), runs.parent / "attacks"
+    costs: dict[Cell, float] = {}
+    planned: set[Path] = set()
+    ready = present(study, materials)
+    for cell in ready:
+        bench, folder = materials.bench(cell), runs / cell.folder
+        if recall(*bench, cell.plan, folder, device) is None:
+            options = {"cache_dir": attacks, "device": device, "planned": planned}
+            costs[cell] = estimate(*bench, cell.plan, folder, **options).attacks
+    total = sum(costs.values())
+    say(
+        f"{len(ready)} cells, {len(ready) - len(costs)} of them on file; at most about {clock(total)} for the others if"
+        " no image breaks; broken ones cost far less"
+    )
+    for cell, cost in sorted(costs.items(), key=lambda item: -item[1]) if preview else ():
+        say(f"at most {clock(cost)}: {cell.title}")
+    if preview:
+        return
+    done, spent = 0.0, 0.0
+    for number, (cell, cost) in enumerate(costs.items(), start=1):
+        left = f"about {clock((total - done) * spent / done)} left" if done else "no estimate yet"
+        say(f"{number} of {len(costs)}: {cell.title}; {clock(time.monotonic() - started)} gone, {left}")
+        begun, folder = time.monotonic(), runs / cell.folder
+        materials.sources(cell).write(folder)
+        evaluate(
+            *materials.bench(cell), cell.plan, folder, subject=materials.subject(cell), cache_dir=attacks,
+            device=device, sanity=0,
+        )  # fmt: skip
+        done, spent = done + cost, spent + time.monotonic() - begun
+        report(study, runs)
+    report(study, runs)
+
+
+def report(study: Study, runs: Path) -> None:
+    """Write the reports of all cells of a study that are on file."""
+    found = (Measured.read(cell, runs / cell.folder) for cell in study.cells)
+    measured = [cell for cell in found if cell is not None]
+    if not measured:
+        say("nothing is on file, so there is no report")
+        return
+    seconds = sum(row["seconds"] for cell in measured for row in cell.rows if row["threat"] != "worst")
+    write_reports(study, measured, describe_run(measured[0].cell.seed, seconds), runs)
+    say(f"report: {runs / 'report.md'}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--runs", type=Path, help="folder of cells and reports; runs/transfer/STUDY if not given")
+    parser.add_argument("--grid", action="append", default=[], help="only this grid of the study; may be repeated")
+    parser.add_argument("--device", help="cpu, cuda, ...; an accelerator if there is one")
+    parser.add_argument("--preview", action="store_true", help="print what it would cost, and stop")
+    words = parser.parse_args()
+    device = torch.device(words.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    runs = words.runs or Path("runs/transfer") / words.study.stem
+    try:
+        measure(read_study(words.study, words.grid), runs, device, words.preview)
+        if not words.preview and words.grid:
+            report(read_study(words.study), runs)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f"[transfer] {error}") from None
+
+
+if __name__ == "__main__":
+    main()

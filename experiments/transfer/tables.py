@@ -1,0 +1,222 @@
+"""From the measured cells of a study to its reports: rows, a spreadsheet, a table and heat maps."""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.collect import percent
+from experiments.transfer.heatmap import draw_heatmap
+from experiments.transfer.matrix import Cell, Study
+
+from maep_lightning.evaluation.ledger import write_atomically
+from maep_lightning.evaluation.summary import wilson
+
+Row = dict[str, Any]
+Key = tuple[str, str, str, str, str, str]
+"""A system in a ball: data set, norm, eps, purifier, policy and classifier."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A cell, and what is on file of it.
+
+    Attributes:
+        cell: The cell.
+        rows: As `results.json` has them, and the worst of the blind attacks; without the worst of all where no
+            attacker meets the purifier, since then it would be a headline of blind attacks.
+        commit: Of the code that measured it.
+    """
+
+    cell: Cell
+    rows: tuple[Row, ...]
+    commit: str | None = None
+
+    @classmethod
+    def read(cls, cell: Cell, folder: Path) -> "Measured | None":
+        """What is on file of a cell; None if it is not finished.
+
+        Args:
+            cell: The cell.
+            folder: Its run folder.
+        """
+        if not (folder / "results.json").exists():
+            return None
+        content = json.loads((folder / "results.json").read_text())
+        rows = [row for row in content["rows"] if cell.knowing or row["threat"] != "worst"]
+        if cell.blind:
+            rows.insert(len(rows) - cell.knowing, _blind_worst(cell, rows[-1], folder / "audit.csv"))
+        return cls(cell, tuple(rows), content["run"]["commit"])
+
+    @property
+    def key(self) -> Key:
+        """The system, and the ball."""
+        cell = self.cell
+        return cell.dataset, cell.norm, cell.eps, cell.purifier, cell.policy, cell.classifier
+
+    @property
+    def defended(self) -> list[Row]:
+        """The rows of the purifier."""
+        return [row for row in self.rows if row["purifier"] is not None]
+
+
+def write_reports(study: Study, measured: Sequence[Measured], run: dict[str, Any], folder: Path) -> None:
+    """Write `results.json`, `results.csv`, `report.md` and a heat map for each data set.
+
+    Args:
+        study: The study.
+        measured: Its cells that are on file.
+        run: Where the figures come from.
+        folder: Where the files go.
+    """
+    rows = unique_rows(measured)
+    commits = sorted({cell.commit for cell in measured if cell.commit})
+    content = {"schema": 1, "run": run | {"measured_at": commits}, "rows": rows}
+    write_atomically(folder / "results.json", (json.dumps(content, indent=2) + "\n").encode())
+    _write_csv(study, rows, folder / "results.csv")
+    systems = group(measured)
+    lines = [f"# Transfer, scale {study.name}", "", honesty(systems), ""]
+    for dataset in dict.fromkeys(key[0] for key in systems):
+        own = {key: cells for key, cells in systems.items() if key[0] == dataset}
+        picture = f"heatmap-{dataset}.png"
+        draw_heatmap(dataset, {key: best_rows(cells) for key, cells in own.items()}, folder / picture)
+        lines += [f"## {dataset}", "", f"![accuracy by system and attack]({picture})", ""]
+        for norm, eps in dict.fromkeys(key[1:3] for key in own):
+            part = {key: cells for key, cells in own.items() if key[1:3] == (norm, eps)}
+            lines += [f"### {norm} eps {eps}", "", *table(study, part), ""]
+    lines += [
+        "A figure keeps so much of the undefended classifier's clean accuracy on the same images (retention). Intervals"
+        " are Wilson, 95 %. Every attack by itself is in results.csv.",
+        "",
+        f"Seed {run['seed']}; {run['hardware']}; {run['seconds'] / 60:.0f} process-minutes of attacking and judging;"
+        f" measured at {', '.join(commit[:7] for commit in commits) or 'no commit'}; last command `{run['command']}`.",
+    ]
+    write_atomically(folder / "report.md", ("\n".join(lines) + "\n").encode())
+
+
+def unique_rows(measured: Sequence[Measured]) -> list[Row]:
+    """All rows, those of an undefended classifier once."""
+    rows: dict[tuple[Any, ...], Row] = {}
+    names = ("dataset", "n", "classifier", "purifier", "policy", "threat", "attack", "norm", "eps")
+    for cell in measured:
+        for row in cell.rows:
+            rows.setdefault(tuple(row[name] for name in names), row)
+    return list(rows.values())
+
+
+def group(measured: Sequence[Measured]) -> dict[Key, list[Measured]]:
+    """The cells of each system, those with most images first."""
+    systems: dict[Key, list[Measured]] = {}
+    for cell in sorted(measured, key=lambda cell: -cell.cell.n):
+        systems.setdefault(cell.key, []).append(cell)
+    order = list(dict.fromkeys(cell.key for cell in measured))
+    return {key: systems[key] for key in order}
+
+
+def best_rows(cells: Sequence[Measured]) -> dict[tuple[str, str], Row]:
+    """Of each threat model and attack the row with most images."""
+    rows: dict[tuple[str, str], Row] = {}
+    for cell in cells:
+        for row in cell.defended:
+            rows.setdefault((row["threat"], row["attack"]), row)
+    return rows
+
+
+def headline(cells: Sequence[Measured]) -> Row | None:
+    """The per-sample worst over all that the adversary is allowed; None where no attacker met the purifier."""
+    rows = [row for cell in cells if cell.cell.knowing for row in cell.defended]
+    return next((row for row in rows if row["threat"] == "worst"), None)
+
+
+def retention(row: Row) -> float | None:
+    """Robust accuracy over the clean accuracy of the undefended classifier."""
+    return None if row["acc_robust"] is None else row["acc_robust"] / (row["acc_undefended_clean"] or float("nan"))
+
+
+def honesty(systems: dict[Key, list[Measured]]) -> str:
+    """What the figures mean, for the head of a report."""
+    heads = {key: row for key, cells in systems.items() if (row := headline(cells)) and row["acc_robust"] is not None}
+    text = (
+        "**The figure that counts is the last column: for each image the worst of everything that the adversary is"
+        " allowed, attacks through the purifier included. Blind figures, whose attacker does not know of the purifier,"
+        f" are never it. That was measured for {len(heads)} of {len(systems)} systems; the others say so.**"
+    )
+    if heads:
+        key, row = max(heads.items(), key=lambda item: item[1]["acc_robust"])
+        dataset, norm, eps, purifier, policy, classifier = key
+        text += (
+            f" The best of them is {purifier} @ {policy} before {classifier} on {dataset}, {norm} {eps}:"
+            f" {_figure(row)} of {row['n']} images."
+        )
+    return text
+
+
+def table(study: Study, systems: dict[Key, list[Measured]]) -> list[str]:
+    """A line for each system in one ball."""
+    lines = [
+        "| purifier | trained on | policy | classifier | n | clean, undefended | clean, purified | blind AutoAttack |"
+        " worst of all blind | white-box | headline: worst of all |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for key, cells in systems.items():
+        purifier, policy, classifier = key[3:]
+        rows, n = best_rows(cells), cells[0].cell.n
+        blind, worst = (
+            next((row for (threat, attack), row in rows.items() if threat == kind and attack.startswith(start)), None)
+            for kind, start in (("blind", ("AutoAttack", "reduced")), ("blind_worst", ""))
+        )
+        white = [row for row in rows.values() if row["threat"] == "whitebox"]
+        clean, head = next(row for row in rows.values() if row["threat"] == "none"), headline(cells)
+        cells_ = [
+            purifier, study.purifiers[purifier].trained_on, policy, classifier, str(n),
+            percent(clean["acc_undefended_clean"]), percent(clean["acc_clean"]), _figure(blind, n), _figure(worst, n),
+            "; ".join(f"{_figure(row, n)} ({row['attack']})" for row in white) or _figure(None), _figure(head, n),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells_)} |")
+    return lines
+
+
+def _blind_worst(cell: Cell, like: Row, audit: Path) -> Row:
+    """The accuracy that is left of each image's worst blind attack, counted from the audit log."""
+    rungs, fallen = {"none", *cell.blind}, set()
+    with audit.open(newline="", encoding="utf-8") as stream:
+        lines = [line for line in csv.DictReader(stream) if line["rung"] in rungs]
+    fallen = {line["index"] for line in lines if line["status"] in ("BROKEN", "CLEAN_WRONG")}
+    failed = {line["index"] for line in lines if line["status"] == "ERROR"} - fallen
+    right, n = cell.n - len(fallen), cell.n
+    found = {
+        "threat": "blind_worst",
+        "attack": f"worst of {', '.join(cell.blind)}",
+        "eps": cell.eps,
+        "acc_robust": None if failed else right / n,
+        "ci95": [round(wilson(right - len(failed), n)[0], 6), round(wilson(right, n)[1], 6)],
+        "complete": not failed,
+        "seconds": 0.0,
+    }
+    return like | found
+
+
+def _figure(row: Row | None, n: int | None = None) -> str:
+    """Accuracy, interval and retention of a row; of how many images, where that is another number."""
+    if row is None:
+        return "not measured"
+    low, high = row["ci95"]
+    interval = f"{100 * low:.1f} to {100 * high:.1f}"
+    if row["acc_robust"] is None:
+        return f"incomplete, within {interval}"
+    others = f", n = {row['n']}" if n is not None and row["n"] != n else ""
+    return f"{percent(row['acc_robust'])} ({interval}{others}), keeps {percent(retention(row))}"
+
+
+def _write_csv(study: Study, rows: Sequence[Row], path: Path) -> None:
+    names = [name for name in rows[0] if name != "ci95"]
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow([*names, "ci95_low", "ci95_high", "retention", "trained_on"])
+        for row in rows:
+            kept = retention(row)
+            trained = study.purifiers[row["purifier"]].trained_on if row["purifier"] else ""
+            share = "" if kept is None else round(kept, 6)
+            writer.writerow([*(row[name] for name in names), *row["ci95"], share, trained])

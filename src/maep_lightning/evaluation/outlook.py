@@ -1,0 +1,97 @@
+"""Before an evaluation: what it would cost, and whether it is on file already."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maep_lightning.evaluation.binding import bind, chunk_fingerprint
+from maep_lightning.evaluation.cache import AttackCache
+from maep_lightning.evaluation.plan import Manifest, Plan, PlanChangedError
+from maep_lightning.evaluation.preflight import checked_data, pixels
+from maep_lightning.evaluation.preview import Preview, price
+
+TIMED = 4
+"""Images whose forward pass is timed for an estimate."""
+
+
+def estimate(
+    classifier: nn.Module,
+    purifier: nn.Module | None,
+    images: Tensor,
+    labels: Tensor,
+    plan: Plan,
+    run_dir: str | Path,
+    *,
+    cache_dir: str | Path | None = None,
+    device: torch.device | str | None = None,
+    surrogate: nn.Module | None = None,
+    planned: set[Path] | None = None,
+) -> Preview:
+    """What `evaluate` with the same arguments would cost at most, from the measured time of a few forward passes.
+
+    It finds what would stop that too, and writes nothing.
+
+    Args:
+        classifier: As in `evaluate`.
+        purifier: As in `evaluate`.
+        images: As in `evaluate`.
+        labels: As in `evaluate`.
+        plan: As in `evaluate`.
+        run_dir: As in `evaluate`; what is on file there costs nothing.
+        cache_dir: As in `evaluate`.
+        device: As in `evaluate`.
+        surrogate: As in `evaluate`.
+        planned: Files of the cache that earlier evaluations of a study will leave; those of this one are added.
+
+    Raises:
+        ValueError: As `evaluate`.
+    """
+    bound = bind(classifier, purifier, images, labels, plan, Path(run_dir), device, surrogate)
+    sample = pixels(bound.images[:TIMED], bound.device)
+    seconds = {}
+    for rung in bound.rungs:
+        if rung.baseline is None:
+            with rung.judge.guarded(), torch.no_grad():
+                started = time.monotonic()
+                rung.judge(sample).sum().item()  # waits for the device
+                seconds[rung.name] = (time.monotonic() - started) / len(sample)
+    chunks = range(0, len(bound.labels), plan.chunk_size)
+    data = [chunk_fingerprint(bound.images, bound.labels, slice(start, start + plan.chunk_size)) for start in chunks]
+    cache = AttackCache(Path(cache_dir)) if cache_dir is not None else None
+    return price(bound.rungs, plan, data, len(bound.labels), 0, seconds, bound.ledger, cache, planned)
+
+
+def recall(
+    classifier: nn.Module,
+    purifier: nn.Module | None,
+    images: Tensor,
+    labels: Tensor,
+    plan: Plan,
+    run_dir: str | Path,
+    device: torch.device | str,
+) -> dict[str, Any] | None:
+    """The content of `results.json`, if the folder holds this very evaluation, finished and complete; else None.
+
+    Args:
+        classifier: As in `evaluate`.
+        purifier: As in `evaluate`.
+        images: As in `evaluate`.
+        labels: As in `evaluate`.
+        plan: As in `evaluate`, without the threat `transfer`.
+        run_dir: As in `evaluate`.
+        device: Where it would compute.
+    """
+    images, labels = checked_data(images, labels, plan.n)
+    try:
+        before = Manifest.read(Path(run_dir))
+        content: dict[str, Any] = json.loads((Path(run_dir) / "results.json").read_text())
+    except (FileNotFoundError, PlanChangedError):
+        return None
+    stochastic = tuple(name for name in ("classifier", "whole") if before.values[f"{name}_draws"] > 1)
+    classes, kind = before.values["num_classes"], torch.device(device).type
+    now = Manifest.bind(plan, classifier, purifier, images, labels, classes, kind, None, stochastic)
+    return content if now.hash == before.hash and all(row["complete"] for row in content["rows"]) else None
