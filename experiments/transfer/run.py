@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from experiments.transfer.matrix import Cell, Study, read_study
-from experiments.transfer.tables import Measured, write_reports
 from torch import nn
 
+from experiments.transfer.matrix import Cell, Study, read_study
+from experiments.transfer.tables import Measured, write_reports
 from maep_lightning.data.registry import LabelledImages
 from maep_lightning.data.source import ImageSource
 from maep_lightning.evaluation import Subject, evaluate

@@ -10,7 +10,6 @@ from typing import Any
 from experiments.collect import percent
 from experiments.transfer.heatmap import draw_heatmap
 from experiments.transfer.matrix import Cell, Study
-
 from maep_lightning.evaluation.ledger import write_atomically
 from maep_lightning.evaluation.summary import wilson
 

@@ -1,0 +1,76 @@
+import pytest
+import torch
+from torch import nn
+
+from maep_lightning.evaluation import evaluate
+from maep_lightning.evaluation.outlook import estimate, recall
+from maep_lightning.evaluation.preview import BACKWARD
+
+pytestmark = pytest.mark.usefixtures("_no_figure")
+THREATS = ("none", "blind:bim", "whitebox:apgd-ce")
+
+
+@pytest.fixture
+def slow(linear, monkeypatch):
+    """A case on a clock that counts the classifier's images, so that a pass takes a second each."""
+    clock = [0.0]
+
+    class Slow(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, images):
+            clock[0] += len(images)
+            return self.inner(images)
+
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    classifier, mirror, images, labels = linear.build(16)
+    return Slow(classifier).eval(), mirror, images, labels
+
+
+def test_estimate__is_what_the_evaluation_costs_where_nothing_breaks(linear, slow, tmp_path):
+    plan = linear.plan(8, threats=THREATS)
+    expected = 16 * (1 + BACKWARD) * (10 + 7)  # BIM's steps, and APGD's with the one more it looks at
+    judged = 16 * 4  # both clean rungs, and after each attack
+    assert estimate(*slow, plan, tmp_path / "run").attacks == expected + judged
+    assert not (tmp_path / "run").exists()
+
+
+def test_estimate__counts_once_what_several_purifiers_share(linear, slow, tmp_path):
+    classifier, _, images, labels = slow
+    plan, planned = linear.plan(8, threats=THREATS), set()
+    options = {"cache_dir": tmp_path / "cache", "planned": planned}
+    first = estimate(*slow, plan, tmp_path / "a", **options).attacks
+    second = estimate(classifier, nn.Identity().eval(), images, labels, plan, tmp_path / "b", **options).attacks
+    assert first - second == 16 * (10 * (1 + BACKWARD) + 1)  # BIM and the undefended clean images
+    evaluate(*slow, plan, tmp_path / "a", cache_dir=tmp_path / "cache", progress=False, sanity=0)
+    assert estimate(*slow, plan, tmp_path / "a", **options).attacks == 0
+
+
+def test_recall__knows_a_finished_evaluation_and_no_other(linear, tmp_path):
+    case, plan = linear.build(16), linear.plan(8, threats=THREATS)
+    assert recall(*case, plan, tmp_path, "cpu") is None
+    results = evaluate(*case, plan, tmp_path, progress=False, sanity=0)
+    assert recall(*case, plan, tmp_path, "cpu")["rows"] == results.rows
+    assert recall(*case, linear.plan(8, threats=(*THREATS, "blind:fgsm")), tmp_path, "cpu") is None
+    classifier, mirror, images, labels = case
+    assert recall(classifier, nn.Identity().eval(), images, labels, plan, tmp_path, "cpu") is None
+    assert recall(classifier, mirror, images, labels.roll(1), plan, tmp_path, "cpu") is None
+    with torch.no_grad():
+        classifier.bias[0] += 1e-3
+    assert recall(*case, plan, tmp_path, "cpu") is None
+
+
+@pytest.mark.faults
+def test_recall__an_incomplete_evaluation_is_not_finished(linear, tmp_path):
+    class Moody(linear.Linear):
+        def forward(self, images):
+            if images.requires_grad and len(images) > 1:
+                raise RuntimeError("broken")
+            return super().forward(images)
+
+    _, mirror, images, labels = linear.build(16)
+    plan, case = linear.plan(8, threats=("none", "blind:bim")), (Moody().eval(), mirror, images, labels)
+    assert not evaluate(*case, plan, tmp_path, progress=False, sanity=0).complete
+    assert recall(*case, plan, tmp_path, "cpu") is None

@@ -1,0 +1,249 @@
+"""The transfer matrix: from its YAML to cells, going on after a kill, and what its reports say."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from experiments.transfer import run
+from experiments.transfer.heatmap import column_of
+from experiments.transfer.matrix import Cell, read_study
+from experiments.transfer.tables import Measured, headline, table
+from maep_lightning.models.classifiers import create_classifier, save_classifier
+
+STUDIES = sorted(Path("experiments/transfer").resolve().glob("*.yaml"))
+CPU = torch.device("cpu")
+BUDGET = {"apgd_steps": 2, "fab_steps": 1, "square_queries": 2, "targets": 1}
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    """Drawing takes longer than these evaluations."""
+    monkeypatch.setattr("maep_lightning.evaluation.report.draw", lambda *args: None)
+
+
+@pytest.fixture
+def content(tmp_path, monkeypatch):
+    """A study of two purifiers on digits, with a small classifier."""
+    torch.manual_seed(0)
+    monkeypatch.setenv("MAEP_DATA_DIR", str(tmp_path / "data"))
+    save_classifier(create_classifier("resnet8", 10), tmp_path / "small.safetensors", "resnet8", 10)
+    grid = {"dataset": "digits", "classifier": "small", "purifier": ["blur", "median"], "ball": "Linf 8/255"}
+    grid |= {"n": 4, "threats": ["blind:fgsm", "blind:bim"], "budget": BUDGET}
+    return {
+        "purifiers": {"blur": {"spec": "gaussian:0.5", "trained_on": "paint"}, "median": "median:3"},
+        "classifiers": {"small": str(tmp_path / "small.safetensors")},
+        "datasets": {"digits": None},
+        "grids": {"blind": grid},
+    }
+
+
+@pytest.fixture
+def study(tmp_path, content):
+    """Writes the content, and reads it as a study."""
+
+    def read(only=()):
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return read_study(path, only)
+
+    return read
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """Titles of the cells that are evaluated, in order."""
+    seen = []
+    real = run.evaluate
+    monkeypatch.setattr(run, "evaluate", lambda *args, **kw: seen.append(kw["subject"].purifier) or real(*args, **kw))
+    return seen
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_shipped_studies__name_purifiers_policies_and_attacks_that_exist(path):
+    study = read_study(path)
+    materials = run.Materials(study, CPU)
+    for cell in study.cells:
+        materials.purifier(cell.purifier, cell.policy)
+        assert cell.plan.n == cell.n
+
+
+def test_expansion__is_the_product_of_the_axes(study, content):
+    grid = content["grids"]["blind"]
+    grid |= {"ball": ["Linf 8/255", "L2 0.5"], "policy": ["tile:16", "overlap:16"], "threats": "whitebox"}
+    cells = study().cells
+    assert len(cells) == len({cell.folder for cell in cells}) == 2 * 2 * 2
+    assert {(cell.norm, cell.eps) for cell in cells} == {("Linf", "8/255"), ("L2", "0.5")}
+    assert all(cell.threats == ("none", "whitebox") and cell.knowing for cell in cells)
+    assert cells[0].plan.apgd_steps == BUDGET["apgd_steps"]
+
+
+def test_expansion__grids_about_the_same_cell_join_their_threats(study, content):
+    content["grids"]["white"] = content["grids"]["blind"] | {"purifier": "blur", "threats": ["whitebox:apgd-ce"]}
+    content["grids"]["more"] = content["grids"]["blind"] | {"purifier": "blur", "n": 5}
+    cells = {(cell.purifier, cell.n): cell for cell in study().cells}
+    assert list(cells) == [("blur", 4), ("median", 4), ("blur", 5)]
+    assert cells["blur", 4].threats == ("none", "blind:fgsm", "blind:bim", "whitebox:apgd-ce")
+    assert cells["blur", 4].folder == next(c for c in study(["blind"]).cells if c.purifier == "blur").folder
+    assert not cells["median", 4].knowing
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"purifier": "medain"}, "grid 'blind': there is no purifier 'medain'.*Did you mean median"),
+        ({"classifier": "smal"}, "no classifier 'smal'.*Did you mean small"),
+        ({"dataset": "digit"}, "no dataset 'digit'.*Did you mean digits"),
+        ({"policy": "overlpa:16"}, "Unknown resolution policy 'overlpa:16'.*Did you mean overlap"),
+        ({"threats": ["blind:fgms"]}, "grid 'blind': .*no attack 'fgms'.*Did you mean fgsm"),
+        ({"ball": "Linf 8"}, "grid 'blind': "),
+        ({"tile": 4}, "no option 'tile'"),
+        ({"budget": {"apgd_step": 4}}, "no budget 'apgd_step'.*Did you mean apgd_steps"),
+    ],
+)
+def test_unknown_names__are_refused_before_anything_is_measured(study, content, tmp_path, evaluated, change, message):
+    content["grids"]["blind"] |= change
+    with pytest.raises(ValueError, match=message):
+        run.measure(study(), tmp_path / "runs" / "study", CPU)
+    assert evaluated == []
+
+
+def test_unknown_purifier_and_classifier_texts__name_the_cell(study, content, tmp_path):
+    content["purifiers"]["median"] = "medina:3"
+    with pytest.raises(ValueError, match=r"median @ native before small.*'medina:3'.*Did you mean median"):
+        run.measure(study(), tmp_path / "runs" / "study", CPU)
+    content["classifiers"]["small"] = "missing.safetensors"
+    with pytest.raises(ValueError, match=r"before small.*no weights file missing"):
+        run.measure(study(), tmp_path / "runs" / "study", CPU)
+
+
+def test_grids__may_be_chosen_by_name(study):
+    with pytest.raises(ValueError, match=r"no grid 'blnd'.*Did you mean blind"):
+        study(["blnd"])
+
+
+@pytest.mark.kill
+def test_measure__goes_on_where_it_was_stopped_and_repeats_nothing(study, tmp_path, evaluated, monkeypatch, capsys):
+    runs, real = tmp_path / "runs" / "study", run.evaluate
+
+    def stopped(*args, **kw):
+        if kw["subject"].purifier == "median":
+            raise KeyboardInterrupt
+        return real(*args, **kw)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "evaluate", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run.measure(study(), runs, CPU)
+    assert evaluated == ["blur"]
+    run.measure(study(), runs, CPU)
+    run.measure(study(), runs, CPU)
+    assert evaluated == ["blur", "median"]
+    assert "2 cells, 2 of them on file; at most about 0 s" in capsys.readouterr().err
+
+
+def test_measure__attacks_a_bare_classifier_once_for_all_purifiers(study, tmp_path, monkeypatch):
+    made = []
+    real = run.evaluate.__globals__["_Engine"]._attack
+    monkeypatch.setattr(
+        "maep_lightning.evaluation.engine._Engine._attack",
+        lambda self, rung, *rest: made.append(rung.name) or real(self, rung, *rest),
+    )
+    run.measure(study(), tmp_path / "runs" / "study", CPU)
+    assert made.count("blind:fgsm") == made.count("blind:bim") == 1
+
+
+def test_preview__says_what_it_costs_and_measures_nothing(study, tmp_path, evaluated, capsys):
+    run.measure(study(), tmp_path / "runs" / "study", CPU, preview=True)
+    said = capsys.readouterr().err
+    assert "2 cells, 0 of them on file; at most about" in said
+    assert said.count("before small on digits (4 images), Linf 8/255") == 2
+    assert evaluated == []
+
+
+def test_optional_grids__are_skipped_until_their_files_are_there(study, content, tmp_path, evaluated, capsys):
+    content["datasets"] |= {"cifar100": None, "photos": {"dataset": "folder", "folder": "photos", "image_size": 32}}
+    content["grids"]["later"] = content["grids"]["blind"] | {"dataset": ["cifar100", "photos"], "purifier": "blur"}
+    with pytest.raises(ValueError, match="blur @ native before small on cifar100"):
+        run.measure(study(), tmp_path / "runs" / "study", CPU)
+    content["grids"]["later"]["optional"] = True
+    run.measure(study(), tmp_path / "runs" / "study", CPU)
+    said = capsys.readouterr().err
+    assert "skipped, 1 cells of cifar100: " in said
+    assert "skipped, 1 cells of photos: " in said
+    assert evaluated == ["blur", "median"]
+    for name in "ab":
+        (tmp_path / "data" / "photos" / name).mkdir(parents=True)
+        for number in range(3):
+            pixels = np.full((32, 32, 3), 60 * number, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / "photos" / name / f"{number}.png")
+    run.measure(study(), tmp_path / "runs" / "study", CPU)
+    assert evaluated == ["blur", "median", "blur"]
+    # The limit takes the classes evenly.
+    labels = run.Materials(study(), CPU).images("photos", 4).labels
+    assert labels.bincount().tolist() == [2, 2]
+
+
+def test_reports__no_blind_figure_is_a_headline(study, content, tmp_path):
+    content["grids"]["white"] = content["grids"]["blind"] | {"purifier": "blur", "threats": ["whitebox:apgd-ce"]}
+    runs = tmp_path / "runs" / "study"
+    run.measure(study(), runs, CPU)
+    rows = json.loads((runs / "results.json").read_text())["rows"]
+    worst = [(row["purifier"], row["threat"]) for row in rows if "worst" in row["threat"]]
+    assert worst == [("blur", "blind_worst"), ("blur", "worst"), ("median", "blind_worst")]
+    assert len([row for row in rows if row["purifier"] is None]) == 1
+    report = (runs / "report.md").read_text()
+    assert "measured for 1 of 2 systems" in report
+    lines = {line.split(" | ")[0].strip("| "): line for line in report.splitlines() if line.startswith("| ")}
+    assert lines["blur"].split(" | ")[1] == "paint"
+    assert lines["median"].endswith("| not measured | not measured |")
+    assert "not measured |" not in lines["blur"].split("apgd-ce")[1]
+    with (runs / "results.csv").open() as stream:
+        spread = list(csv.DictReader(stream))
+    assert [row["acc_robust"] for row in spread] == [str(row["acc_robust"]) for row in rows]
+    assert (runs / "heatmap-digits.png").stat().st_size > 0
+
+
+def test_reports__the_worst_of_all_blind_is_counted_image_by_image(tmp_path):
+    cell = Cell(
+        "digits", "c", "p", "native", "Linf", "8/255", 4, 4, 0, threats=("none", "blind:fgsm", "blind:bim", "bpda")
+    )
+    row = {"purifier": "p", "acc_robust": 0.0, "acc_undefended_clean": 1.0, "n": 4, "threat": "worst", "attack": ""}
+    (tmp_path / "results.json").write_text(json.dumps({"rows": [row], "run": {"commit": "abc"}}))
+    fell = [(0, "none", "CLEAN_WRONG"), (1, "blind:fgsm", "BROKEN"), (1, "blind:bim", "BROKEN"), (2, "bpda", "BROKEN")]
+    lines = [f"{index},{rung},{status}" for index, rung, status in [*fell, (3, "blind:bim", "ROBUST")]]
+    (tmp_path / "audit.csv").write_text("\n".join(["index,rung,status", *lines]) + "\n")
+    blind, worst = Measured.read(cell, tmp_path).rows
+    assert (blind["threat"], blind["acc_robust"], worst["threat"]) == ("blind_worst", 0.5, "worst")
+    assert blind["ci95"] == pytest.approx([0.150039, 0.849961], abs=1e-6)  # Wilson's formula by hand, 2 of 4
+
+
+def test_reports__a_system_shows_the_figures_with_most_images_and_says_their_number():
+    row = {"purifier": "p", "acc_robust": 0.5, "acc_clean": 0.9, "acc_undefended_clean": 1.0, "ci95": [0.4, 0.6]}
+    many = Cell("digits", "c", "p", "native", "Linf", "8/255", 200, 4, 0, threats=("none", "blind"))
+    few = Cell("digits", "c", "p", "native", "Linf", "8/255", 100, 4, 0, threats=("none", "blind", "whitebox"))
+    clean, blind = {"threat": "none", "attack": "none"}, {"threat": "blind", "attack": "AutoAttack standard"}
+    white, worst = {"threat": "whitebox", "attack": "AutoAttack standard"}, {"threat": "worst", "attack": "all"}
+    cells = [
+        Measured(many, tuple(row | {"n": 200} | kind for kind in (clean, blind))),
+        Measured(few, tuple(row | {"n": 100, "acc_robust": 0.1} | kind for kind in (clean, blind, white, worst))),
+    ]
+    study = read_study(STUDIES[0])
+    study.purifiers["p"] = study.purifiers["maep"]
+    line = table(study, {cells[0].key: cells})[-1]
+    assert "| 200 |" in line
+    assert "50.0 % (40.0 to 60.0), keeps 50.0 %" in line
+    assert line.count("10.0 % (40.0 to 60.0, n = 100), keeps 10.0 %") == 2
+    assert headline(cells)["n"] == 100
+    assert headline(cells[:1]) is None
+
+
+def test_heatmap__columns_keep_budgets_that_are_not_the_published_ones():
+    titles = ["apgd-ce (100 steps)", "square (20 queries)", "PGD-40 x 5", "AutoAttack standard", "reduced apgd-ce (x)"]
+    labels = [column_of({"threat": "blind", "attack": title})[1] for title in titles]
+    assert labels == ["APGD-CE", "SQUARE (20 queries)", "PGD-40 x 5", "AutoAttack", "reduced AutoAttack"]
