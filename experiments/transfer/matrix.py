@@ -144,7 +144,7 @@ def read_study(path: Path, only: Iterable[str] = ()) -> Study:
 
     Args:
         path: The YAML file; README.md beside this module says what stands in it.
-        only: Names of grids to take; all if there is none.
+        only: Names of grids whose cells to take, with what those grids ask of them; all if there is none.
 
     Raises:
         ValueError: If a name, an option or a value is unknown or missing; the message says where.

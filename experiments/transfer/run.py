@@ -9,6 +9,8 @@ are written anew, from all cells of the study that are on file.
 import argparse
 import sys
 import time
+from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -22,6 +24,7 @@ from maep_lightning.data.registry import LabelledImages
 from maep_lightning.data.source import ImageSource
 from maep_lightning.evaluation import Subject, evaluate
 from maep_lightning.evaluation.outlook import estimate, recall
+from maep_lightning.evaluation.plan import Manifest
 from maep_lightning.evaluation.progress import clock
 from maep_lightning.evaluation.provenance import describe_run
 from maep_lightning.evaluation.recheck import Sources
@@ -131,11 +134,29 @@ def present(study: Study, materials: Materials) -> list[Cell]:
     return ready
 
 
+def joined(study: Study, whole: Study, runs: Path) -> Study:
+    """Some grids of a study, whose cells keep what other grids have on file of them.
+
+    Args:
+        study: The grids.
+        whole: The study.
+        runs: As in `measure`.
+    """
+    cells = []
+    for cell in study.cells:
+        wanted = set(cell.threats)
+        with suppress(FileNotFoundError):
+            wanted |= set(Manifest.read(runs / cell.folder).values["threats"])
+        full = next(other for other in whole.cells if other == cell)
+        cells.append(replace(cell, threats=tuple(threat for threat in full.threats if threat in wanted)))
+    return replace(study, cells=tuple(cells))
+
+
 def measure(study: Study, runs: Path, device: torch.device, preview: bool = False) -> None:
     """Measure what is not on file yet.
 
     Args:
-        study: The study.
+        study: The study, or some grids of it, see `joined`.
         runs: Folder of its cells and reports; attacks on bare classifiers are kept beside it for all studies.
         device: Where to compute.
         preview: Whether to stop after the cost is known.
@@ -173,7 +194,8 @@ def measure(study: Study, runs: Path, device: torch.device, preview: bool = Fals
         )  # fmt: skip
         done, spent = done + cost, spent + time.monotonic() - begun
         report(study, runs)
-    report(study, runs)
+    if not costs:
+        report(study, runs)
 
 
 def report(study: Study, runs: Path) -> None:
@@ -199,9 +221,10 @@ def main() -> None:
     device = torch.device(words.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     runs = words.runs or Path("runs/transfer") / words.study.stem
     try:
-        measure(read_study(words.study, words.grid), runs, device, words.preview)
-        if not words.preview and words.grid:
-            report(read_study(words.study), runs)
+        whole = read_study(words.study)
+        measure(joined(read_study(words.study, words.grid), whole, runs), runs, device, words.preview)
+        if words.grid and not words.preview:
+            report(whole, runs)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"[transfer] {error}") from None
 

@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from experiments.collect import percent
 from experiments.transfer.heatmap import draw_heatmap
 from experiments.transfer.matrix import Cell, Study
 from maep_lightning.evaluation.ledger import write_atomically
+from maep_lightning.evaluation.plan import Manifest
 from maep_lightning.evaluation.summary import wilson
 
 Row = dict[str, Any]
@@ -35,15 +36,16 @@ class Measured:
 
     @classmethod
     def read(cls, cell: Cell, folder: Path) -> "Measured | None":
-        """What is on file of a cell; None if it is not finished.
+        """What is on file of a cell, with the threats that were measured; None if it is not finished.
 
         Args:
-            cell: The cell.
+            cell: The cell, as it is asked for.
             folder: Its run folder.
         """
         if not (folder / "results.json").exists():
             return None
         content = json.loads((folder / "results.json").read_text())
+        cell = replace(cell, threats=tuple(Manifest.read(folder).values["threats"]))
         rows = [row for row in content["rows"] if cell.knowing or row["threat"] != "worst"]
         if cell.blind:
             rows.insert(len(rows) - cell.knowing, _blind_worst(cell, rows[-1], folder / "audit.csv"))

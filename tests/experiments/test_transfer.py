@@ -14,6 +14,7 @@ from experiments.transfer import run
 from experiments.transfer.heatmap import column_of
 from experiments.transfer.matrix import Cell, read_study
 from experiments.transfer.tables import Measured, headline, table
+from maep_lightning.evaluation.plan import Manifest
 from maep_lightning.models.classifiers import create_classifier, save_classifier
 
 STUDIES = sorted(Path("experiments/transfer").resolve().glob("*.yaml"))
@@ -147,6 +148,19 @@ def test_measure__goes_on_where_it_was_stopped_and_repeats_nothing(study, tmp_pa
     assert "2 cells, 2 of them on file; at most about 0 s" in capsys.readouterr().err
 
 
+def test_measure__grids_of_one_cell_can_be_measured_one_after_the_other(study, content, tmp_path):
+    content["grids"]["blind"]["purifier"] = "blur"
+    content["grids"]["white"] = content["grids"]["blind"] | {"threats": ["whitebox:apgd-ce"]}
+    runs = tmp_path / "runs" / "study"
+    blind = ["none", "blind", "blind", "blind_worst"]
+    expected = [blind, [*blind[:-1], "whitebox", "blind_worst", "worst"]]
+    for only, threats in zip((["blind"], ["white"], ["blind"]), (*expected, expected[-1]), strict=True):
+        run.measure(run.joined(study(only), study(), runs), runs, CPU)
+        run.report(study(), runs)
+        rows = json.loads((runs / "results.json").read_text())["rows"]
+        assert [row["threat"] for row in rows if row["purifier"]] == threats
+
+
 def test_measure__attacks_a_bare_classifier_once_for_all_purifiers(study, tmp_path, monkeypatch):
     made = []
     real = run.evaluate.__globals__["_Engine"]._attack
@@ -213,6 +227,7 @@ def test_reports__the_worst_of_all_blind_is_counted_image_by_image(tmp_path):
     cell = Cell(
         "digits", "c", "p", "native", "Linf", "8/255", 4, 4, 0, threats=("none", "blind:fgsm", "blind:bim", "bpda")
     )
+    Manifest({"threats": list(cell.threats)}).pin(tmp_path)
     row = {"purifier": "p", "acc_robust": 0.0, "acc_undefended_clean": 1.0, "n": 4, "threat": "worst", "attack": ""}
     (tmp_path / "results.json").write_text(json.dumps({"rows": [row], "run": {"commit": "abc"}}))
     fell = [(0, "none", "CLEAN_WRONG"), (1, "blind:fgsm", "BROKEN"), (1, "blind:bim", "BROKEN"), (2, "bpda", "BROKEN")]
