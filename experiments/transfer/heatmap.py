@@ -87,8 +87,8 @@ def draw_heatmap(dataset: str, systems: Mapping[tuple[str, ...], Rows], path: Pa
     axes[0].set_yticks(range(len(names)), labels, fontsize=8)
     figure.subplots_adjust(wspace=0.08)
     figure.colorbar(image, ax=axes, label="accuracy", pad=0.01, fraction=0.02)
-    title = f"{dataset}: accuracy in %, attacks on the bare classifier (blind) unless named otherwise; · not measured"
-    figure.suptitle(title, fontsize=11, y=0.9 + 0.5 / figure.get_figheight())
+    title = f"{dataset}: accuracy in %; attacks on the bare classifier (blind)\nunless named otherwise; · not measured"
+    figure.suptitle(title, fontsize=11, y=0.9 + 0.75 / figure.get_figheight())
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_figure(str(path), dpi=110, bbox_inches="tight")
 

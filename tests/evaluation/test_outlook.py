@@ -74,3 +74,13 @@ def test_recall__an_incomplete_evaluation_is_not_finished(linear, tmp_path):
     plan, case = linear.plan(8, threats=("none", "blind:bim")), (Moody().eval(), mirror, images, labels)
     assert not evaluate(*case, plan, tmp_path, progress=False, sanity=0).complete
     assert recall(*case, plan, tmp_path, "cpu") is None
+
+
+def test_estimate__counts_no_attack_on_images_that_an_earlier_one_has_broken(linear, slow, tmp_path):
+    plan = linear.plan(8, threats=("none", "blind"), eps="128/255")
+    options = {"cache_dir": tmp_path / "cache"}
+    results = evaluate(*slow, plan, tmp_path / "a", progress=False, sanity=0, **options)
+    assert results.row("whitebox", defended=False)["acc_robust"] == 0
+    classifier, _, images, labels = slow
+    again = estimate(classifier, nn.Identity().eval(), images, labels, plan, tmp_path / "b", **options).attacks
+    assert again == 16 * 2  # clean and attacked images through the new purifier

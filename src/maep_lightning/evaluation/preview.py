@@ -8,7 +8,7 @@ from maep_lightning.attacks.target import Target
 from maep_lightning.attacks.threat import Norm
 from maep_lightning.evaluation import plant, slopes
 from maep_lightning.evaluation.cache import AttackCache
-from maep_lightning.evaluation.ledger import Ledger
+from maep_lightning.evaluation.ledger import Ledger, Status, Unit
 from maep_lightning.evaluation.plan import Plan
 from maep_lightning.evaluation.probes import STEPS
 from maep_lightning.evaluation.progress import Timings
@@ -109,7 +109,12 @@ def price(
                 cached = file is not None and (file in planned or file.exists())
                 if file is not None and (rung.cached or rung.origin is not None):
                     planned.add(file)
-                if ledger.has(rung.name, attack, number) or (cached and rung.cached):
+                unit = ledger.read(rung.name, attack, number)
+                if unit is None and rung.cached and cache is not None:
+                    unit = cache.read(Unit, rung.name, rung.context_hash, attack, number, fingerprint)
+                if unit is not None and rung.judge.draws == 1:
+                    size = int(((unit.status == Status.ROBUST) | (unit.status == Status.ERROR)).sum())
+                if unit is not None or (cached and rung.cached) or size == 0:
                     continue
                 forwards, backwards = (0, 0) if cached else rung.cost[attack]
                 total += size * ((forwards + BACKWARD * backwards) * attacking + rung.judge.draws * judging)
