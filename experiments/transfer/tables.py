@@ -36,7 +36,7 @@ class Measured:
 
     @classmethod
     def read(cls, cell: Cell, folder: Path) -> "Measured | None":
-        """What is on file of a cell, with the threats that were measured; None if it is not finished.
+        """What is on file of a cell, with the threats that were measured; None if it was not finished.
 
         Args:
             cell: The cell, as it is asked for.
@@ -44,8 +44,10 @@ class Measured:
         """
         if not (folder / "results.json").exists():
             return None
-        content = json.loads((folder / "results.json").read_text())
-        cell = replace(cell, threats=tuple(Manifest.read(folder).values["threats"]))
+        content, manifest = json.loads((folder / "results.json").read_text()), Manifest.read(folder)
+        if content["run"].get("plan") != manifest.hash:  # stopped while further threats were measured
+            return None
+        cell = replace(cell, threats=tuple(manifest.values["threats"]))
         rows = [row for row in content["rows"] if cell.knowing or row["threat"] != "worst"]
         if cell.blind:
             rows.insert(len(rows) - cell.knowing, _blind_worst(cell, rows[-1], folder / "audit.csv"))

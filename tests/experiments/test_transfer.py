@@ -227,15 +227,30 @@ def test_reports__the_worst_of_all_blind_is_counted_image_by_image(tmp_path):
     cell = Cell(
         "digits", "c", "p", "native", "Linf", "8/255", 4, 4, 0, threats=("none", "blind:fgsm", "blind:bim", "bpda")
     )
-    Manifest({"threats": list(cell.threats)}).pin(tmp_path)
+    manifest = Manifest({"threats": list(cell.threats)})
+    manifest.pin(tmp_path)
     row = {"purifier": "p", "acc_robust": 0.0, "acc_undefended_clean": 1.0, "n": 4, "threat": "worst", "attack": ""}
-    (tmp_path / "results.json").write_text(json.dumps({"rows": [row], "run": {"commit": "abc"}}))
+    (tmp_path / "results.json").write_text(json.dumps({"rows": [row], "run": {"commit": "abc", "plan": manifest.hash}}))
     fell = [(0, "none", "CLEAN_WRONG"), (1, "blind:fgsm", "BROKEN"), (1, "blind:bim", "BROKEN"), (2, "bpda", "BROKEN")]
     lines = [f"{index},{rung},{status}" for index, rung, status in [*fell, (3, "blind:bim", "ROBUST")]]
     (tmp_path / "audit.csv").write_text("\n".join(["index,rung,status", *lines]) + "\n")
     blind, worst = Measured.read(cell, tmp_path).rows
     assert (blind["threat"], blind["acc_robust"], worst["threat"]) == ("blind_worst", 0.5, "worst")
     assert blind["ci95"] == pytest.approx([0.150039, 0.849961], abs=1e-6)  # Wilson's formula by hand, 2 of 4
+
+
+@pytest.mark.kill
+def test_reports__leave_out_a_cell_that_was_stopped_while_further_threats_were_measured(study, content, tmp_path):
+    content["grids"]["blind"]["purifier"] = "blur"
+    content["grids"]["white"] = content["grids"]["blind"] | {"threats": ["whitebox:apgd-ce"]}
+    runs = tmp_path / "runs" / "study"
+    run.measure(run.joined(study(["blind"]), study(), runs), runs, CPU)
+    (cell,) = study().cells
+    values = Manifest.read(runs / cell.folder).values
+    Manifest(values | {"threats": list(cell.threats)}).pin(runs / cell.folder)
+    assert Measured.read(cell, runs / cell.folder) is None
+    run.measure(study(), runs, CPU)
+    assert Measured.read(cell, runs / cell.folder).defended[-1]["threat"] == "worst"
 
 
 def test_reports__a_system_shows_the_figures_with_most_images_and_says_their_number():

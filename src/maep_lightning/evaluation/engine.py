@@ -110,9 +110,10 @@ def evaluate(
     if workers.rank == 0:
         from maep_lightning.evaluation.report import write_report
 
-        results.write(run_dir / "results.json")
         with isolated_rng(plan.seed, device):
             write_report(results, rungs, ledger, images, labels, run_dir, reference)
+        # Last, since it says that the evaluation is finished.
+        results.write(run_dir / "results.json")
         bar.say(f"report: {run_dir / 'report.md'}")
     workers.join()
     return results

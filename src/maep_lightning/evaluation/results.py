@@ -131,7 +131,7 @@ def collect(
     """
     outcomes = settle(plan, manifest, rungs, ledger)
     rows = _rows(outcomes, rungs, manifest, subject, Timings(run_dir).seconds())
-    run = describe_run(plan.seed, seconds)
+    run = describe_run(plan.seed, seconds) | {"plan": manifest.hash}
     return Results(rows, run, outcomes, plan, manifest, subject, ledger.hash())
 
 
