@@ -153,6 +153,8 @@ def read_study(path: Path, only: Iterable[str] = ()) -> Study:
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no study: it needs {', '.join(TOP)}.")
     _known(content, TOP, f"{path.name}: there is no entry")
+    if missing := [name for name in TOP if name != "seed" and not content.get(name)]:
+        raise ValueError(f"{path.name} lacks {', '.join(missing)}.")
     purifiers = {name: _entry(Trained, value, f"purifier {name}") for name, value in content["purifiers"].items()}
     classifiers = {name: _entry(Frozen, value, f"classifier {name}") for name, value in content["classifiers"].items()}
     datasets = {name: {"dataset": name} | (options or {}) for name, options in content["datasets"].items()}

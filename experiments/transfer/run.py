@@ -9,7 +9,8 @@ are written anew, from all cells of the study that are on file.
 import argparse
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -112,6 +113,15 @@ def say(text: str) -> None:
     print(f"[transfer] {text}", file=sys.stderr, flush=True)
 
 
+@contextmanager
+def about(cell: Cell) -> Iterator[None]:
+    """Name the cell in what is wrong with it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{cell.title}: {error}") from None
+
+
 def present(study: Study, materials: Materials) -> list[Cell]:
     """The cells whose files are all there; says which are not.
 
@@ -120,17 +130,16 @@ def present(study: Study, materials: Materials) -> list[Cell]:
     """
     ready, missing = [], {}
     for cell in study.cells:
-        try:
-            materials.bench(cell)
-            ready.append(cell)
-        except FileNotFoundError as error:
-            if not cell.optional:
-                raise ValueError(f"{cell.title}: {error}") from None
-            missing.setdefault(f"{cell.dataset}: {error}", []).append(cell)
-        except ValueError as error:
-            raise ValueError(f"{cell.title}: {error}") from None
+        with about(cell):
+            try:
+                materials.bench(cell)
+                ready.append(cell)
+            except FileNotFoundError as error:
+                if not cell.optional:
+                    raise ValueError(str(error)) from None
+                missing.setdefault(f"{cell.dataset}: {error}", []).append(cell)
     for reason, cells in missing.items():
-        say(f"skipped, {len(cells)} cells of {reason} The same command fills them once the files are there.")
+        say(f"{len(cells)} cells skipped, {reason} The same command fills them once the files are there.")
     return ready
 
 
@@ -170,9 +179,10 @@ def measure(study: Study, runs: Path, device: torch.device, preview: bool = Fals
     ready = present(study, materials)
     for cell in ready:
         bench, folder = materials.bench(cell), runs / cell.folder
-        if recall(*bench, cell.plan, folder, device) is None:
-            options = {"cache_dir": attacks, "device": device, "planned": planned}
-            costs[cell] = estimate(*bench, cell.plan, folder, **options).attacks
+        with about(cell):
+            if recall(*bench, cell.plan, folder, device) is None:
+                options = {"cache_dir": attacks, "device": device, "planned": planned}
+                costs[cell] = estimate(*bench, cell.plan, folder, **options).attacks
     total = sum(costs.values())
     say(
         f"{len(ready)} cells, {len(ready) - len(costs)} of them on file; at most about {clock(total)} for the others if"

@@ -104,6 +104,7 @@ def test_expansion__grids_about_the_same_cell_join_their_threats(study, content)
         ({"threats": ["blind:fgms"]}, "grid 'blind': .*no attack 'fgms'.*Did you mean fgsm"),
         ({"ball": "Linf 8"}, "grid 'blind': "),
         ({"tile": 4}, "no option 'tile'"),
+        ({"n": 1000}, "blur @ native before small on digits .1000 images.*only 397"),
         ({"budget": {"apgd_step": 4}}, "no budget 'apgd_step'.*Did you mean apgd_steps"),
     ],
 )
@@ -188,8 +189,8 @@ def test_optional_grids__are_skipped_until_their_files_are_there(study, content,
     content["grids"]["later"]["optional"] = True
     run.measure(study(), tmp_path / "runs" / "study", CPU)
     said = capsys.readouterr().err
-    assert "skipped, 1 cells of cifar100: " in said
-    assert "skipped, 1 cells of photos: " in said
+    assert "1 cells skipped, cifar100: " in said
+    assert "1 cells skipped, photos: " in said
     assert evaluated == ["blur", "median"]
     for name in "ab":
         (tmp_path / "data" / "photos" / name).mkdir(parents=True)

@@ -1,7 +1,8 @@
 """The threat ladder: the rungs of a plan, in the order in which a chunk climbs them."""
 
 from dataclasses import asdict, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 from maep_lightning.attacks.autoattack import LEAST_CLASSES
 from maep_lightning.attacks.bpda import StraightThrough
@@ -84,16 +85,7 @@ def ladder(
     worst_of_simple = f"worst of {', '.join(SIMPLE_TITLES.values())}"
     rungs.append(clean_rung(CLEAN, defended, whole))
 
-    def build(
-        name: str,
-        attacked: Target,
-        attacks: tuple[str, ...],
-        context: dict[str, Any],
-        title: str,
-        origin: dict[str, Any] | None = None,
-        start: Literal["correct", "all"] = "correct",
-    ) -> Rung:
-        return attacks_rung(name, attacked, defended, attacks, settings, classes, context, title, origin, start)
+    build = partial(attacks_rung, judge=defended, settings=settings, num_classes=classes)
 
     def named(kind: str) -> list[Rung]:
         """The rungs of the attacks that a plan names one by one; blind ones are made once for every purifier."""
@@ -106,11 +98,12 @@ def ladder(
                 raise ValueError(f"{text}: {few[0]} needs {LEAST_CLASSES[few[0]]} classes, and there are {classes}.")
             title = attacks_title(threat.attacks, settings)
             if kind == "whitebox":
-                found.append(build(text, defended, attacks, whole_attack | recipes, title))
+                found.append(build(text, defended, attacks=attacks, context=whole_attack | recipes, title=title))
                 continue
             budgets = {} if set(attacks) <= set(SIMPLE) else by(*attack)
             origin = of("classifier") | simple | budgets | {"threat": text}
-            found.append(build(text, classifier, attacks, whole | origin, title, origin, start="all"))
+            shared = {"context": whole | origin, "title": title, "origin": origin}
+            found.append(build(text, classifier, attacks=attacks, start="all", **shared))
         return found
 
     if "noise" in plan.threats:
@@ -120,15 +113,18 @@ def ladder(
             raise ValueError("The transfer threat needs a surrogate classifier: give its file, or leave it out.")
         origin = of("surrogate") | simple
         title = f"{worst_of_simple} on a surrogate"
-        rungs.append(build("transfer", surrogate, tuple(SIMPLE), whole | origin, title, origin))
+        shared = {"context": whole | origin, "title": title, "origin": origin}
+        rungs.append(build("transfer", surrogate, attacks=tuple(SIMPLE), **shared))
     if "blind" in plan.threats:
         rungs.append(replay_rung("blind", source, ledger, defended, whole_attack, CLEAN))
     rungs += named("blind")
     if "blind_worst" in plan.threats:
         origin = of("classifier") | simple
-        rungs.append(build("blind_worst", classifier, tuple(SIMPLE), whole | origin, worst_of_simple, origin))
+        shared = {"context": whole | origin, "title": worst_of_simple, "origin": origin}
+        rungs.append(build("blind_worst", classifier, attacks=tuple(SIMPLE), **shared))
     if "square" in plan.threats:
-        rungs.append(build("square", defended, ("square",), whole_attack, attacks_title(("square",), settings)))
+        title = attacks_title(("square",), settings)
+        rungs.append(build("square", defended, attacks=("square",), context=whole_attack, title=title))
     if "bpda" in plan.threats:
         through = Target(*(StraightThrough(stage) for stage in defended.stages[:-1]), defended.stages[-1])
         if random:
@@ -138,7 +134,7 @@ def ladder(
         else:
             gradient = tuple(part for part in settings.components(classes) if part.startswith("apgd"))
             title = f"BPDA-identity {attacks_title(gradient, settings)}"
-            rungs.append(build("bpda", through, gradient, whole_attack, title))
+            rungs.append(build("bpda", through, attacks=gradient, context=whole_attack, title=title))
     if "whitebox" in plan.threats:
         rungs.append(autoattack_rung("whitebox", defended, settings, classes, whole_attack, CLEAN))
     rungs += named("whitebox")
