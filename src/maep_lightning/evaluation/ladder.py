@@ -102,8 +102,9 @@ def ladder(
                 continue
             budgets = {} if set(attacks) <= set(SIMPLE) else by(*attack)
             origin = of("classifier") | simple | budgets | {"threat": text}
-            shared = {"context": whole | origin, "title": title, "origin": origin}
-            found.append(build(text, classifier, attacks=attacks, start="all", **shared))
+            context = whole | origin
+            blind = build(text, classifier, attacks=attacks, context=context, title=title, origin=origin, start="all")
+            found.append(blind)
         return found
 
     if "noise" in plan.threats:
@@ -113,15 +114,15 @@ def ladder(
             raise ValueError("The transfer threat needs a surrogate classifier: give its file, or leave it out.")
         origin = of("surrogate") | simple
         title = f"{worst_of_simple} on a surrogate"
-        shared = {"context": whole | origin, "title": title, "origin": origin}
-        rungs.append(build("transfer", surrogate, attacks=tuple(SIMPLE), **shared))
+        attacks, context = tuple(SIMPLE), whole | origin
+        rungs.append(build("transfer", surrogate, attacks=attacks, context=context, title=title, origin=origin))
     if "blind" in plan.threats:
         rungs.append(replay_rung("blind", source, ledger, defended, whole_attack, CLEAN))
     rungs += named("blind")
     if "blind_worst" in plan.threats:
         origin = of("classifier") | simple
-        shared = {"context": whole | origin, "title": worst_of_simple, "origin": origin}
-        rungs.append(build("blind_worst", classifier, attacks=tuple(SIMPLE), **shared))
+        title, attacks, context = worst_of_simple, tuple(SIMPLE), whole | origin
+        rungs.append(build("blind_worst", classifier, attacks=attacks, context=context, title=title, origin=origin))
     if "square" in plan.threats:
         title = attacks_title(("square",), settings)
         rungs.append(build("square", defended, attacks=("square",), context=whole_attack, title=title))
