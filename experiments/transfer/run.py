@@ -153,11 +153,13 @@ def joined(study: Study, whole: Study, runs: Path) -> Study:
     """
     cells = []
     for cell in study.cells:
-        wanted = set(cell.threats)
+        full = next(other for other in whole.cells if other == cell).threats
+        on_file: list[str] = []
         with suppress(FileNotFoundError):
-            wanted |= set(Manifest.read(runs / cell.folder).values["threats"])
-        full = next(other for other in whole.cells if other == cell)
-        cells.append(replace(cell, threats=tuple(threat for threat in full.threats if threat in wanted)))
+            on_file = Manifest.read(runs / cell.folder).values["threats"]
+        wanted = [threat for threat in full if threat in cell.threats]
+        kept = [threat for threat in on_file if threat in full]
+        cells.append(replace(cell, threats=tuple(dict.fromkeys((*kept, *wanted)))))
     return replace(study, cells=tuple(cells))
 
 

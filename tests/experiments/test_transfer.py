@@ -50,7 +50,7 @@ def study(tmp_path, content):
 
     def read(only=()):
         path = tmp_path / "study.yaml"
-        path.write_text(yaml.safe_dump(content))
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
         return read_study(path, only)
 
     return read
@@ -149,7 +149,7 @@ def test_measure__goes_on_where_it_was_stopped_and_repeats_nothing(study, tmp_pa
     assert "2 cells, 2 of them on file; at most about 0 s" in capsys.readouterr().err
 
 
-def test_measure__grids_of_one_cell_can_be_measured_one_after_the_other(study, content, tmp_path):
+def test_measure__grids_of_one_cell_can_be_measured_one_after_the_other(study, content, tmp_path, evaluated):
     content["grids"]["blind"]["purifier"] = "blur"
     content["grids"]["white"] = content["grids"]["blind"] | {"threats": ["whitebox:apgd-ce"]}
     runs = tmp_path / "runs" / "study"
@@ -160,6 +160,9 @@ def test_measure__grids_of_one_cell_can_be_measured_one_after_the_other(study, c
         run.report(study(), runs)
         rows = json.loads((runs / "results.json").read_text())["rows"]
         assert [row["threat"] for row in rows if row["purifier"]] == threats
+    content["grids"] = dict(reversed(content["grids"].items()))  # nor does the order in the file matter
+    run.measure(run.joined(study(), study(), runs), runs, CPU)
+    assert evaluated == ["blur", "blur"]
 
 
 def test_measure__attacks_a_bare_classifier_once_for_all_purifiers(study, tmp_path, monkeypatch):
