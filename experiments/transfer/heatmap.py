@@ -36,7 +36,7 @@ def column_of(row: dict[str, Any]) -> Column:
     for text in PUBLISHED:
         label = label.replace(text, "")
     name, bracket, budget = label.partition(" (")
-    return "blind", f"{name.upper() if name.islower() else name}{bracket}{budget}"
+    return "blind", f"{name.title() if name == 'square' else name.upper() if name.islower() else name}{bracket}{budget}"
 
 
 def draw_heatmap(dataset: str, systems: Mapping[tuple[str, ...], Rows], path: Path) -> None:

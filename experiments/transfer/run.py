@@ -143,33 +143,34 @@ def present(study: Study, materials: Materials) -> list[Cell]:
     return ready
 
 
-def joined(study: Study, whole: Study, runs: Path) -> Study:
+def joined(part: Study, study: Study, runs: Path) -> Study:
     """Some grids of a study, whose cells keep what other grids have on file of them.
 
     Args:
-        study: The grids.
-        whole: The study.
+        part: The grids.
+        study: The study.
         runs: As in `measure`.
     """
     cells = []
-    for cell in study.cells:
-        full = next(other for other in whole.cells if other == cell).threats
+    for cell in part.cells:
+        full = next(other for other in study.cells if other == cell).threats
         on_file: list[str] = []
         with suppress(FileNotFoundError):
             on_file = Manifest.read(runs / cell.folder).values["threats"]
         wanted = [threat for threat in full if threat in cell.threats]
         kept = [threat for threat in on_file if threat in full]
         cells.append(replace(cell, threats=tuple(dict.fromkeys((*kept, *wanted)))))
-    return replace(study, cells=tuple(cells))
+    return replace(part, cells=tuple(cells))
 
 
-def measure(study: Study, runs: Path, device: torch.device, preview: bool = False) -> None:
-    """Measure what is not on file yet.
+def measure(study: Study, runs: Path, device: torch.device, part: Study | None = None, preview: bool = False) -> None:
+    """Measure what is not on file yet, and report on all of the study that is.
 
     Args:
-        study: The study, or some grids of it, see `joined`.
+        study: The study.
         runs: Folder of its cells and reports; attacks on bare classifiers are kept beside it for all studies.
         device: Where to compute.
+        part: Some grids of the study, if not all are to be measured now.
         preview: Whether to stop after the cost is known.
 
     Raises:
@@ -178,7 +179,7 @@ def measure(study: Study, runs: Path, device: torch.device, preview: bool = Fals
     started, materials, attacks = time.monotonic(), Materials(study, device), runs.parent / "attacks"
     costs: dict[Cell, float] = {}
     planned: set[Path] = set()
-    ready = present(study, materials)
+    ready = present(joined(part or study, study, runs), materials)
     for cell in ready:
         bench, folder = materials.bench(cell), runs / cell.folder
         with about(cell):
@@ -233,10 +234,7 @@ def main() -> None:
     device = torch.device(words.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     runs = words.runs or Path("runs/transfer") / words.study.stem
     try:
-        whole = read_study(words.study)
-        measure(joined(read_study(words.study, words.grid), whole, runs), runs, device, words.preview)
-        if words.grid and not words.preview:
-            report(whole, runs)
+        measure(read_study(words.study), runs, device, read_study(words.study, words.grid), words.preview)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"[transfer] {error}") from None
 

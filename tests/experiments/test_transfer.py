@@ -156,12 +156,11 @@ def test_measure__grids_of_one_cell_can_be_measured_one_after_the_other(study, c
     blind = ["none", "blind", "blind", "blind_worst"]
     expected = [blind, [*blind[:-1], "whitebox", "blind_worst", "worst"]]
     for only, threats in zip((["blind"], ["white"], ["blind"]), (*expected, expected[-1]), strict=True):
-        run.measure(run.joined(study(only), study(), runs), runs, CPU)
-        run.report(study(), runs)
+        run.measure(study(), runs, CPU, study(only))
         rows = json.loads((runs / "results.json").read_text())["rows"]
         assert [row["threat"] for row in rows if row["purifier"]] == threats
     content["grids"] = dict(reversed(content["grids"].items()))  # nor does the order in the file matter
-    run.measure(run.joined(study(), study(), runs), runs, CPU)
+    run.measure(study(), runs, CPU)
     assert evaluated == ["blur", "blur"]
 
 
@@ -248,7 +247,7 @@ def test_reports__leave_out_a_cell_that_was_stopped_while_further_threats_were_m
     content["grids"]["blind"]["purifier"] = "blur"
     content["grids"]["white"] = content["grids"]["blind"] | {"threats": ["whitebox:apgd-ce"]}
     runs = tmp_path / "runs" / "study"
-    run.measure(run.joined(study(["blind"]), study(), runs), runs, CPU)
+    run.measure(study(), runs, CPU, study(["blind"]))
     (cell,) = study().cells
     values = Manifest.read(runs / cell.folder).values
     Manifest(values | {"threats": list(cell.threats)}).pin(runs / cell.folder)
@@ -280,4 +279,4 @@ def test_reports__a_system_shows_the_figures_with_most_images_and_says_their_num
 def test_heatmap__columns_keep_budgets_that_are_not_the_published_ones():
     titles = ["apgd-ce (100 steps)", "square (20 queries)", "PGD-40 x 5", "AutoAttack standard", "reduced apgd-ce (x)"]
     labels = [column_of({"threat": "blind", "attack": title})[1] for title in titles]
-    assert labels == ["APGD-CE", "SQUARE (20 queries)", "PGD-40 x 5", "AutoAttack", "reduced AutoAttack"]
+    assert labels == ["APGD-CE", "Square (20 queries)", "PGD-40 x 5", "AutoAttack", "reduced AutoAttack"]
