@@ -52,7 +52,7 @@ def _lines(pyplot: Any, cells: Cells, metrics: list[str]) -> Any:
             if points:
                 places = [place + 0.06 * (number - (len(columns) - 1) / 2) for place, _ in points]
                 heights, errors = zip(*(values for _, values in points), strict=True)
-                axis.errorbar(places, heights, errors, fmt="o-", ms=4, lw=1, capsize=2, label=column)
+                axis.errorbar(places, heights, errors, fmt="o-" if column else "o", ms=4, lw=1, capsize=2, label=column)
         axis.set(title=name, ylim=(-3, 103), xlim=(-0.5, len(rows) - 0.5))
         axis.set_xticks(range(len(rows)), rows, rotation=40, ha="right", rotation_mode="anchor")
         axis.grid(axis="y", alpha=0.3)

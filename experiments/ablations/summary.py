@@ -20,7 +20,8 @@ SECONDS = "training core s"
 
 def metric(row: dict[str, Any]) -> str:
     """What the tables call a row of a results file: its threat, and the attack where there are several."""
-    return f"blind {row['attack']}" if row["threat"] == "blind" else str(row["threat"]).replace("_", " ")
+    names = {"none": "clean", "blind": f"blind {row['attack']}", "blind_worst": "blind worst"}
+    return names.get(row["threat"], row["threat"])
 
 
 def gather(contents: list[tuple[str, str, dict[str, Any]]]) -> Cells:
@@ -29,7 +30,7 @@ def gather(contents: list[tuple[str, str, dict[str, Any]]]) -> Cells:
     for row, column, content in contents:
         values = cells[row, column]
         for measured in content["rows"]:
-            values["clean" if measured["threat"] == "none" else metric(measured)].append(measured["acc_robust"])
+            values[metric(measured)].append(measured["acc_robust"])
         values[SECONDS].append(content["run"]["training_core_seconds"])
     return cells
 
@@ -52,17 +53,19 @@ def summarise(name: str, table: dict[str, Any], found: Found, folder: Path, scal
     contents = [(row, column, seed, json.loads(file.read_text())) for row, column, seed, file in found]
     cells = gather([(row, column, content) for row, column, _, content in contents])
     runs = [content["run"] for *_, content in contents]
-    seconds = sum(run["seconds"] for run in runs)
-    head = json.dumps({"schema": 1, "run": {**runs[-1], "seconds": round(seconds, 1)}})
-    rows = [
-        json.dumps({"table": name, "row": row, "column": column, "seed": seed, **measured})
-        for row, column, seed, content in contents
-        for measured in content["rows"]
-    ]
+    # Of the judging; trainings are shared by cells, so each row says what that of its cell took.
+    run = {**runs[-1], "seconds": round(sum(run["seconds"] for run in runs), 1)}
+    del run["training_core_seconds"]
+    head = json.dumps({"schema": 1, "run": run})
+    rows = []
+    for row, column, seed, content in contents:
+        names = {"table": name, "row": row, "column": column, "seed": seed}
+        trained = {"training_core_seconds": content["run"]["training_core_seconds"]}
+        rows += [json.dumps({**names, **measured, **trained}) for measured in content["rows"]]
     _write(folder / f"{name}.json", f'{head[:-1]}, "rows": [\n' + ",\n".join(rows) + "\n]}\n")
     _write(folder / f"{name}.csv", _csv(cells))
     seeds = 1 + max(seed for _, _, seed, _ in found)
-    about = f"{seeds} seeds, {runs[-1]['hardware']}, commit {runs[-1]['commit'][:7]}. {_threats(contents[-1][-1])}"
+    about = f"{seeds} seeds, {run['hardware']}. {_threats(contents[-1][-1])}"
     lines = [f"## {table['title']}", "", table["question"].strip(), "", *markdown(cells), "", about, ""]
     lines += [f"![{table['title']}]({name}.png)", ""]
     if finding := table.get("found", {}).get(scale):
