@@ -7,7 +7,7 @@ from typing import Any
 Cells = dict[tuple[str, str], dict[str, list[float]]]
 
 
-def plot(cells: Cells, table: dict[str, Any], path: Path) -> None:
+def plot(cells: Cells, table: dict[str, Any], radius: str, path: Path) -> None:
     """Draw a table.
 
     Args:
@@ -15,6 +15,7 @@ def plot(cells: Cells, table: dict[str, Any], path: Path) -> None:
         table: `title`, and `plot`: its `kind` and the `metrics` to show (all accuracies if not given).
             `lines`: a panel for each metric, rows on the axis, a line for each column. `heat`: rows against metrics.
             `dial`: the second metric against the first, a mark for each row.
+        radius: Norm and radius of all attacks, in words.
         path: The PNG.
     """
     import matplotlib
@@ -26,7 +27,7 @@ def plot(cells: Cells, table: dict[str, Any], path: Path) -> None:
     every = dict.fromkeys(name for values in cells.values() for name in values if "core s" not in name)
     metrics = [name for name in settings.get("metrics", every) if name in every]
     figure = {"lines": _lines, "heat": _heat, "dial": _dial}[settings.get("kind", "lines")](pyplot, cells, metrics)
-    figure.suptitle(table["title"])
+    figure.suptitle(f"{table['title']} ({radius})")
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     pyplot.close(figure)

@@ -71,7 +71,7 @@ def summarise(name: str, table: dict[str, Any], found: Found, folder: Path, scal
     if finding := table.get("found", {}).get(scale):
         lines += [f"**Found.** {finding.strip()}", ""]
     _write(folder / f"{name}.md", "\n".join(lines))
-    plot(cells, table, folder / f"{name}.png")
+    plot(cells, table, _radius(contents[-1][-1]), folder / f"{name}.png")
 
 
 def _write(path: Path, text: str) -> None:
@@ -105,6 +105,11 @@ def _percent(values: list[float]) -> str:
     return f"{100 * mean(values):.1f} ± {100 * spread(values):.1f}" if len(values) > 1 else f"{100 * values[0]:.1f}"
 
 
+def _radius(content: dict[str, Any]) -> str:
+    attacked = content["rows"][-1]
+    return f"{attacked['norm']} eps {attacked['eps']}"
+
+
 def _threats(content: dict[str, Any]) -> str:
     """What every robust figure of the table means."""
     rows = content["rows"]
@@ -112,6 +117,6 @@ def _threats(content: dict[str, Any]) -> str:
     parts = [f"{metric(row)} is {row['attack']}, n = {row['n']}" for row in named]
     if blind := next((row["n"] for row in rows if row["threat"] == "blind"), None):
         parts.insert(0, f"blind attacks see the bare classifier alone, n = {blind}")
-    said = f"Images of the validation split, {rows[-1]['norm']} eps {rows[-1]['eps']}"
+    said = f"Images of the validation split, {_radius(content)}"
     bare = f"Bare classifier on clean images: {100 * rows[0]['acc_undefended_clean']:.1f} %."
     return "; ".join([said, *parts]) + f". {bare}"

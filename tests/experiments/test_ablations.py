@@ -21,7 +21,7 @@ from summary import summarise  # noqa: E402
 from maep_lightning import cli  # noqa: E402
 
 TABLES = sorted(path.stem for path in (STUDY / "tables").glob("*.yaml"))
-SCALES = [STUDY / "scale" / f"{name}.yaml" for name in ("digits", "cpu")]
+SCALES = [STUDY / "scale" / f"{name}.yaml" for name in ("digits", "demo", "cpu")]
 TINY = {
     "configs": "configs/digits",
     "overlay": "experiments/ablations/scale/cell.yaml",
