@@ -20,6 +20,7 @@ make demo                       train, attack and report on a real data set that
 make reproduce-cifar10          the same on CIFAR-10; SCALE=smoke (default), cpu or gpu
 make whitebox-cifar10           a purifier trained against white-box attack, and the threat ladder beside the plain one
 make transfer                   one purifier before other classifiers, data sets, sizes and attacks, as a heat map
+make ablations                  the tables of experiments/ablations on digits, or one: make ablation-loss
 make dashboard                  TensorBoard over runs/
 make install                    .venv with the package and its tools; the other targets do it themselves
 make test                       the tests; PYTEST_ARGS="-k name" narrows them
@@ -77,7 +78,8 @@ clean:
 	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find src tests experiments -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The studies: `demo`, `reproduce-cifar10` and `transfer`.
+# The studies: `demo`, `reproduce-cifar10`, `transfer` and `ablations`.
 -include experiments/digits/pipeline.mk
 -include experiments/cifar10/pipeline.mk
 -include experiments/transfer/pipeline.mk
+-include experiments/ablations/pipeline.mk
