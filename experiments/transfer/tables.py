@@ -45,7 +45,7 @@ class Measured:
         if not (folder / "results.json").exists():
             return None
         content, manifest = json.loads((folder / "results.json").read_text()), Manifest.read(folder)
-        if content["run"].get("plan") != manifest.hash:  # stopped while further threats were measured
+        if content.get("plan") != manifest.hash:  # stopped while further threats were measured
             return None
         cell = replace(cell, threats=tuple(manifest.values["threats"]))
         rows = [row for row in content["rows"] if cell.knowing or row["threat"] != "worst"]

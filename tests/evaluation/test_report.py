@@ -31,7 +31,7 @@ def finished(linear, tmp_path_factory):
 def test_results__file_has_exactly_the_agreed_fields(finished):
     folder, results = finished
     content = json.loads((folder / "results.json").read_text())
-    assert list(content) == ["schema", "run", "rows", "sanity"]
+    assert list(content) == ["schema", "run", "rows", "plan", "sanity"]
     assert content["schema"] == 1
     assert list(content["run"]) == ["command", "commit", "dirty", "seed", "hardware", "versions", "seconds"]
     assert content["rows"] == results.rows

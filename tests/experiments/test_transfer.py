@@ -233,7 +233,7 @@ def test_reports__the_worst_of_all_blind_is_counted_image_by_image(tmp_path):
     manifest = Manifest({"threats": list(cell.threats)})
     manifest.pin(tmp_path)
     row = {"purifier": "p", "acc_robust": 0.0, "acc_undefended_clean": 1.0, "n": 4, "threat": "worst", "attack": ""}
-    (tmp_path / "results.json").write_text(json.dumps({"rows": [row], "run": {"commit": "abc", "plan": manifest.hash}}))
+    (tmp_path / "results.json").write_text(json.dumps({"rows": [row], "run": {"commit": "abc"}, "plan": manifest.hash}))
     fell = [(0, "none", "CLEAN_WRONG"), (1, "blind:fgsm", "BROKEN"), (1, "blind:bim", "BROKEN"), (2, "bpda", "BROKEN")]
     lines = [f"{index},{rung},{status}" for index, rung, status in [*fell, (3, "blind:bim", "ROBUST")]]
     (tmp_path / "audit.csv").write_text("\n".join(["index,rung,status", *lines]) + "\n")

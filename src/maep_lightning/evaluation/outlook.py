@@ -94,5 +94,5 @@ def recall(
     stochastic = tuple(name for name in ("classifier", "whole") if before.values[f"{name}_draws"] > 1)
     classes, kind = before.values["num_classes"], torch.device(device).type
     now = Manifest.bind(plan, classifier, purifier, images, labels, classes, kind, None, stochastic)
-    finished = content["run"].get("plan") == now.hash and all(row["complete"] for row in content["rows"])
+    finished = content.get("plan") == now.hash and all(row["complete"] for row in content["rows"])
     return content if finished else None

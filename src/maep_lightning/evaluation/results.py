@@ -110,6 +110,7 @@ class Results:
             path: The file.
         """
         content: dict[str, Any] = {"schema": self.schema, "run": self.run, "rows": self.rows}
+        content["plan"] = self.manifest.hash
         if self.sanity is not None:
             content["sanity"] = self.sanity.to_json()
         write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
@@ -131,7 +132,7 @@ def collect(
     """
     outcomes = settle(plan, manifest, rungs, ledger)
     rows = _rows(outcomes, rungs, manifest, subject, Timings(run_dir).seconds())
-    run = describe_run(plan.seed, seconds) | {"plan": manifest.hash}
+    run = describe_run(plan.seed, seconds)
     return Results(rows, run, outcomes, plan, manifest, subject, ledger.hash())
 
 
