@@ -76,7 +76,7 @@ def write_reports(study: Study, measured: Sequence[Measured], run: dict[str, Any
     """
     rows = unique_rows(measured)
     commits = sorted({cell.commit for cell in measured if cell.commit})
-    content = {"schema": 1, "run": run | {"measured_at": commits}, "rows": rows}
+    content = {"schema": 1, "run": run, "measured_at": commits, "rows": rows}
     write_atomically(folder / "results.json", (json.dumps(content, indent=2) + "\n").encode())
     _write_csv(study, rows, folder / "results.csv")
     systems = group(measured)
