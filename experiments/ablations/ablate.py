@@ -93,9 +93,6 @@ def main(words: list[str] | None = None) -> None:
         tables = read_tables(arguments.tables)
     except ValueError as error:
         parser.error(str(error))
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
     runs = arguments.runs or Path(f"runs/ablations-{arguments.scale}")
     scale = yaml.safe_load((HERE / "scale" / f"{arguments.scale}.yaml").read_text())
 
@@ -114,4 +111,8 @@ def main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    # Said anew at each of hundreds of short trainings.
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
     main()

@@ -68,8 +68,8 @@ def fork_linear(monkeypatch):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["maep_lightning.evaluation", "maep_lightning.evaluation.report", "pyautoattack"])
 
-    def start(run_dir):
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(run_dir), str(SAMPLES), str(CHUNK_SIZE)])
+    def start(run_dir, *die_at):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, (run_dir, SAMPLES, CHUNK_SIZE, *die_at))])
         process = context.Process(target=runpy.run_path, args=(str(SCRIPT),), kwargs={"run_name": "__main__"})
         process.start()
         return process
@@ -79,16 +79,13 @@ def fork_linear(monkeypatch):
 
 @pytest.mark.kill
 def test_evaluate__same_ledger_after_twenty_kills(fork_linear, undisturbed, tmp_path):
-    """One evaluation, killed at random moments from its first file to its last."""
+    """One evaluation, killed at random touches of its files, from the first one in its ledger to the last."""
     draw, whole = random.Random(0), Ledger(undisturbed[0] / "ledger")
     for files in sorted(draw.sample(range(files_of(undisturbed[0])), KILLS)):
-        process = fork_linear(tmp_path)
-        while files_of(tmp_path) < files and process.is_alive():
-            time.sleep(0.001)
-        time.sleep(draw.uniform(0, 0.02))
-        process.kill()
+        process = fork_linear(tmp_path, files, draw.randrange(12))
         process.join()
         assert process.exitcode == -signal.SIGKILL
+        assert files_of(tmp_path) >= files
     process = fork_linear(tmp_path)
     process.join()
     assert process.exitcode == 0

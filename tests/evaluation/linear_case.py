@@ -1,10 +1,14 @@
 """A defended linear classifier, whose robust accuracy has a closed form, and a script that evaluates it.
 
-usage: linear_case.py RUN_DIR SAMPLES CHUNK_SIZE; prints the ledger hash. RANK and WORLD_SIZE make it distributed.
+usage: linear_case.py RUN_DIR SAMPLES CHUNK_SIZE [FILES EVENTS]; prints the ledger hash. RANK and WORLD_SIZE make it
+distributed. With FILES and EVENTS it kills itself as soon as the ledger has so many files and the run folder has been
+touched so many times after that.
 """
 
 import os
+import signal
 import sys
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -60,8 +64,29 @@ def plan(chunk_size, **changes):
     return Plan(**({"eps": "2/255", "chunk_size": chunk_size} | budget | changes))
 
 
+def die_at(run_dir, files, events):
+    """Have this process killed in the middle of its work on the run folder, just before it touches a file there."""
+    ledger, left, counting = Path(run_dir) / "ledger", events, False
+
+    def touch(event, arguments):
+        nonlocal left, counting
+        # Counting the files touches the folder too.
+        if counting or not arguments or not str(arguments[0]).startswith(run_dir):
+            return
+        counting = True
+        reached = len(list(ledger.glob("*/*/*.safetensors"))) >= files
+        counting = False
+        left -= reached
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(touch)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    if len(sys.argv) > 4:
+        die_at(sys.argv[1], int(sys.argv[4]), int(sys.argv[5]))
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         torch.distributed.init_process_group("gloo")
     results = evaluate(*build(int(sys.argv[2])), plan(int(sys.argv[3])), sys.argv[1], sanity=4)
