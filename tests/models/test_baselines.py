@@ -103,7 +103,18 @@ def test_noise__has_the_deviation_asked_for_and_the_seed_of_the_caller():
     assert torch.equal(Noise(0.05)(grey), first)
 
 
-@pytest.mark.parametrize("purifier", [Median(3), Gaussian(0.8), Resize(12)])
+def test_noise_with_a_seed__is_the_same_for_every_image_batch_and_call():
+    images, fixed = pictures(), Noise(0.05, seed=3)
+    once = fixed(images)
+    torch.manual_seed(1)
+    assert torch.equal(fixed(images), once) and torch.equal(Noise(0.05).frozen(3)(images), once)
+    assert torch.equal(fixed(images[1:]), once[1:])
+    assert not torch.equal(Noise(0.05, seed=4)(images), once)
+    grey = torch.full((1, 3, 64, 64), 0.5, dtype=torch.float64)
+    assert abs(float((fixed(grey) - grey).std()) - 0.05) < 1e-3
+
+
+@pytest.mark.parametrize("purifier", [Median(3), Gaussian(0.8), Resize(12), Noise(0.02, seed=0)])
 def test_differentiable__gradient_agrees_with_finite_differences(purifier):
     generator = torch.Generator().manual_seed(0)
     images = 0.1 + 0.8 * torch.rand(1, 3, 16, 16, generator=generator, dtype=torch.float64)

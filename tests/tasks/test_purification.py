@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -147,6 +148,20 @@ def test_clean_fraction__one_trains_on_clean_pairs_alone(classifier_file, tmp_pa
     metrics = run(task, tmp_path).callback_metrics
     # the fresh residual network is the identity, so clean pairs leave nothing to learn
     assert metrics["train/purification_loss"] < 1e-3
+
+
+def test_noise__is_added_to_the_input_and_not_to_the_target(classifier_file, tmp_path):
+    task = PurifierFinetuning(classifier_file, overrides=SMALL, clean_fraction=1.0, noise=0.2, attack=attack())
+    seen = []
+    task.losses = lambda given, clean: seen.append((given, clean)) or PurifierFinetuning.losses(task, given, clean)
+    data = run(task, tmp_path).datamodule
+    images = {image.numpy().tobytes() for image in data.train_set().images.float() / 255}
+    assert all(image.numpy().tobytes() in images for _, clean in seen for image in clean)
+    # On black pixels half of the noise is cut off, which leaves a mean of 0.4 standard deviations.
+    pairs = [(given, clean) for batch in seen for given, clean in zip(*batch, strict=True)]
+    deviations = torch.stack([given[clean == 0].mean() for given, clean in pairs]) * math.sqrt(2 * math.pi)
+    assert deviations.max() < 0.21 and deviations.min() < 0.02
+    assert deviations.mean() == pytest.approx(0.1, abs=0.02)
 
 
 def test_refresh__keeps_attacked_images_for_the_epochs_asked_for(classifier_file, tmp_path, monkeypatch):

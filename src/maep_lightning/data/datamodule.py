@@ -53,8 +53,8 @@ class ImageDataModule(LightningDataModule):
             test split, then a space and the label unless a folder in the path is named after the class.
         image_size: Height and width that images of files are brought to; the data set's own if None.
         crop_pct: Share of the resized image's side that the square in the middle keeps; the data set's own if None.
-        crop_scale: Least and largest share of that square's area, with its margin, that a training crop takes, of sets
-            of photographs; the data set's own if None.
+        crop_scale: Least and largest share of that square's area, with its margin, that a training crop takes; it is
+            resized to `image_size`. If None, the data set's own: sets of small images are moved, not scaled.
         label_space: `own` labels count the data set's classes; `imagenet` ones say which of ImageNet's 1000 each is, as
             a classifier of all of them needs it. If None, the data set's own (`imagenet` for Imagenette and for folders
             named by WordNet numbers).
@@ -110,8 +110,6 @@ class ImageDataModule(LightningDataModule):
         for name, least in {"batch_size": 1, "eval_batch_size": 1, "val_size": 0, "seed": 0, "num_workers": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}.")
-        if crop_scale is not None and self.spec.crop_scale is None:
-            raise ValueError(f"crop_scale is for photographs; images of {dataset} are moved, not scaled. Leave it out.")
         self._sets: dict[str, LabelledImages | ImageFiles] = {}
         self._generator: torch.Generator | None = None
         self._training: EpochLoader | None = None

@@ -167,28 +167,47 @@ class Resize(ImagePurifier):
 
 
 class Noise(ImagePurifier):
-    """Gaussian noise from torch's global generator; stochastic, differentiable.
+    """Gaussian noise; differentiable.
 
     On its own it is the noise of randomised smoothing (Cohen et al. 2019); before a denoiser, as in
     `noise:0.1+purifier.safetensors`, it is noising and denoising.
 
     Args:
         std: Standard deviation on the [0, 1] scale.
+        seed: Fixes the noise: the same for every image of a size and every call, which makes it a deterministic purifier
+            that an attacker may know. None draws it anew from torch's global generator.
     """
 
-    def __init__(self, std: float) -> None:
+    def __init__(self, std: float, seed: int | None = None) -> None:
         super().__init__()
         if not std > 0:
             raise ValueError(f"noise: std must be positive, not {std}.")
-        self.std = std
+        self.std, self.seed = std, seed
+        self._fixed: dict[tuple[torch.Size, torch.device], Tensor] = {}
 
     def purify(self, images: Tensor) -> Tensor:
         """Add noise to `(B, 3, H, W)`."""
-        return (images + self.std * torch.randn_like(images)).clamp(0, 1)
+        noise = torch.randn_like(images) if self.seed is None else self._drawn(images, self.seed)
+        return (images + self.std * noise).clamp(0, 1)
+
+    def _drawn(self, images: Tensor, seed: int) -> Tensor:
+        key = images.shape[1:], images.device
+        if key not in self._fixed:
+            noise = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(seed))
+            self._fixed[key] = noise.to(images.device)
+        return self._fixed[key].to(images.dtype)
+
+    def frozen(self, seed: int) -> "Noise":
+        """The same with its noise fixed.
+
+        Args:
+            seed: Of the noise.
+        """
+        return Noise(self.std, seed)
 
     def extra_repr(self) -> str:
         """See `Jpeg.extra_repr`."""
-        return f"std={self.std}"
+        return f"std={self.std}" + ("" if self.seed is None else f", seed={self.seed}")
 
 
 def _within_range(means: Tensor) -> Tensor:

@@ -50,6 +50,8 @@ class PurifierFinetuning(PurifierTask):
         consistency_start: Its weight at the beginning; it changes linearly. 0 for a network that cannot denoise yet,
             which answers the term by giving up detail; that of the end for one that can, as in the LoRA stage.
         clean_fraction: Share of the samples of a batch that stay unattacked, so that clean images pass unharmed.
+        noise: Largest standard deviation, on the [0, 1] scale, of Gaussian noise that is added to the purifier's input;
+            each sample's is drawn evenly from 0 on. For a purifier that is to stand behind `noise:STD`.
         attack: How the pairs are made.
         trainable: `all`, or `decoder` for the ViT decoder alone, at full rank.
         lora: Train adapters of this kind on the decoder, and nothing else.
@@ -76,6 +78,7 @@ class PurifierFinetuning(PurifierTask):
         consistency: float = 0.0,
         consistency_start: float = 0.0,
         clean_fraction: float = 0.0,
+        noise: float = 0.0,
         attack: PairAttack | None = None,
         trainable: Trainable = "all",
         lora: LoRA | None = None,
@@ -101,6 +104,7 @@ class PurifierFinetuning(PurifierTask):
         self.loss_kind = loss
         self.consistency = (consistency_start, consistency)
         self.clean_fraction = clean_fraction
+        self.noise = noise
         self._pool: PairPool | None = None
 
     @property
@@ -179,6 +183,9 @@ class PurifierFinetuning(PurifierTask):
         if self.clean_fraction:
             untouched = torch.rand(len(clean), 1, 1, 1, device=clean.device) < self.clean_fraction
             attacked = torch.where(untouched, clean, attacked)
+        if self.noise:
+            std = self.noise * torch.rand(len(clean), 1, 1, 1, device=clean.device)
+            attacked = (attacked + std * torch.randn_like(attacked)).clamp(0, 1)
         terms, purified = self.losses(attacked, clean)
         loss = self.trade_off * terms["purification_loss"] + terms.get("masked_loss", 0.0)
         if any(self.consistency):
