@@ -1,5 +1,6 @@
 # CIFAR-10: `make reproduce-cifar10 SCALE=smoke|cpu|gpu`. MAEP with the winning options, and the paper's plain ViT beside
 # it (`plain`), on one frozen classifier. README.md in this folder says what each scale costs and found.
+# `make denoise-cifar10` trains the purifier that stands behind noise, for other classifiers, data sets and sizes.
 # `make whitebox-cifar10` trains the white-box aware purifier (`aware`), and climbs the whole threat ladder with it and with
 # `maep`; SURROGATE and SURROGATE_NAME name the classifier of the transfer rung.
 include experiments/study.mk
@@ -20,6 +21,7 @@ smoke.plain.pretrain := $(PLAIN) --trainer.max_epochs 1
 smoke.plain.finetune := $(PAPER) --trainer.max_epochs 1
 smoke.plain.lora := $(PAPER) --model.init_args.mask_ratio 0 --trainer.max_epochs 1
 smoke.aware := --trainer.max_epochs 1 --model.init_args.attack.growth 0
+smoke.denoise := --trainer.max_epochs 1
 smoke.ladder_images := 20
 smoke.images := 100
 smoke.whitebox_images := 20
@@ -35,6 +37,7 @@ cpu.plain.pretrain := $(PLAIN) --trainer.max_epochs 1 --data.init_args.train_lim
 cpu.plain.finetune := $(PAPER) --trainer.max_epochs 1 --data.init_args.train_limit 20000 --data.init_args.val_size 1000
 cpu.plain.lora := $(PAPER) --model.init_args.mask_ratio 0 --trainer.max_epochs 1 --data.init_args.train_limit 5000 --data.init_args.val_size 1000
 cpu.aware := --trainer.max_epochs 7 --model.init_args.attack.eps 5/255 --model.init_args.attack.step_size 6/255
+cpu.denoise := --trainer.max_epochs 9 --trainer.check_val_every_n_epoch 3 --data.init_args.val_size 1000
 cpu.ladder_images := 300
 cpu.images := 1000
 cpu.whitebox_images := 1000
@@ -53,6 +56,7 @@ gpu.plain.finetune := $(PAPER) $(gpu.finetune)
 gpu.plain.lora := $(PAPER) --model.init_args.mask_ratio 0 $(gpu.lora)
 gpu.aware := --model.init_args.overrides '{width: 384, depth: 6, heads: 6, refine_width: 128, refine_depth: 8}' \
   --model.init_args.attack '{steps: 7, step_size: 2/255}' --trainer.max_epochs 100
+gpu.denoise := --model.init_args.overrides '{refine_depth: 12, refine_width: 128}' --trainer.max_epochs 100
 gpu.ladder_images := 1000
 gpu.images := 10000
 gpu.whitebox_images := 10000
@@ -85,6 +89,14 @@ reproduce-cifar10: $(CIFAR10)/results.json
 $(CIFAR10)/aware/whitebox/purifier.safetensors: $(VICTIM)
 	$(call maep-run,fit,configs/cifar10/whitebox.yaml,$(CIFAR10)/aware,whitebox,$($(SCALE).overlays) \
 	  --config configs/scale/ema.yaml $(victim-options) $($(SCALE).aware) --ckpt_path last)
+
+$(CIFAR10)/denoise/purifier.safetensors: $(VICTIM)
+	$(call maep-run,fit,configs/cifar10/denoise.yaml,$(CIFAR10),denoise,$($(SCALE).overlays) $(victim-options) \
+	  $($(SCALE).denoise) --ckpt_path last)
+
+.PHONY: denoise-cifar10
+denoise-cifar10: $(CIFAR10)/denoise/purifier.safetensors
+	@echo "[cifar10] to stand behind noise: noise:18/255,seed=0+$<"
 
 SURROGATE_FILE := $(or $(SURROGATE),$(CIFAR10)/surrogate/classifier/classifier.safetensors)
 climb = $(call maep-attack,configs/cifar10/ladder.yaml,$(CIFAR10)/$(1),ladder,$<,\

@@ -172,8 +172,9 @@ def table(study: Study, systems: dict[Key, list[Measured]]) -> list[str]:
         )
         white = [row for row in rows.values() if row["threat"] == "whitebox"]
         clean, head = next(row for row in rows.values() if row["threat"] == "none"), headline(cells)
+        named = purifier, study.purifiers[purifier].trained_on
         cells_ = [
-            purifier, study.purifiers[purifier].trained_on, policy, classifier, str(n),
+            *(("none", "nothing") if policy.startswith("resize") else named), policy, classifier, str(n),
             percent(clean["acc_undefended_clean"]), percent(clean["acc_clean"]), _figure(blind, n), _figure(worst, n),
             "; ".join(f"{_figure(row, n)} ({row['attack']})" for row in white) or _figure(None), _figure(head, n),
         ]  # fmt: skip

@@ -6,6 +6,7 @@ from torch import nn
 from maep_lightning.evaluation import fingerprint
 from maep_lightning.functional.patches import sincos_position_table
 from maep_lightning.functional.tiles import seam_ratio
+from maep_lightning.models.baselines import Identity
 from maep_lightning.models.policies import apply_policy
 from maep_lightning.models.purifier import Purifier
 from maep_lightning.models.shapes import create_mae
@@ -84,6 +85,14 @@ def test_policy__gradient_agrees_with_finite_differences(purifier, policy):
     step = 1e-7
     numeric = ((served(images + step * direction) - served(images - step * direction)) * weight).sum() / (2 * step)
     torch.testing.assert_close((gradient * direction).sum(), numeric, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["overlap", "resize"])
+def test_policy__that_averages_keeps_the_gradient_of_black_and_white_pixels(policy):
+    served, x = apply_policy(Identity(), f"{policy}:16"), torch.ones(1, 3, 40, 40, requires_grad=True)
+    weight = torch.ones(1, 3, 40, 40)
+    (gradient,) = torch.autograd.grad((served(x) * weight).sum(), x)
+    torch.testing.assert_close(gradient.sum(), weight.sum())
 
 
 @pytest.mark.parametrize("policy", ["tile", "overlap", "interpolate"])

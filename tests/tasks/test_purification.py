@@ -160,7 +160,8 @@ def test_noise__is_added_to_the_input_and_not_to_the_target(classifier_file, tmp
     # On black pixels half of the noise is cut off, which leaves a mean of 0.4 standard deviations.
     pairs = [(given, clean) for batch in seen for given, clean in zip(*batch, strict=True)]
     deviations = torch.stack([given[clean == 0].mean() for given, clean in pairs]) * math.sqrt(2 * math.pi)
-    assert deviations.max() < 0.21 and deviations.min() < 0.02
+    assert deviations.max() < 0.21
+    assert deviations.min() < 0.02
     assert deviations.mean() == pytest.approx(0.1, abs=0.02)
 
 

@@ -22,6 +22,15 @@ def straight_through(images: Tensor, replaced: Tensor) -> Tensor:
     return result
 
 
+def within_range(means: Tensor) -> Tensor:
+    """Weighted means of pixels, which leave [0, 1] by rounding only, brought back with their gradient.
+
+    Args:
+        means: Any shape.
+    """
+    return straight_through(means, means.detach().clamp(0, 1))
+
+
 class _Replace(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, replaced: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from maep_lightning.functional.straight_through import straight_through
+from maep_lightning.functional.straight_through import straight_through, within_range
 from maep_lightning.models.purifier import ImagePurifier
 
 
@@ -125,7 +125,7 @@ class Gaussian(ImagePurifier):
         """Blur `(B, 3, H, W)`."""
         reach = math.ceil(3 * self.sigma)
         _check_reach(images, reach, f"gaussian:{self.sigma}")
-        return _within_range(gaussian_blur(images, [2 * reach + 1] * 2, [self.sigma] * 2))
+        return within_range(gaussian_blur(images, [2 * reach + 1] * 2, [self.sigma] * 2))
 
     def extra_repr(self) -> str:
         """See `Jpeg.extra_repr`."""
@@ -159,7 +159,7 @@ class Resize(ImagePurifier):
             raise ValueError(f"resize:{self.size} leaves images of {h}x{w} as they are; take a size below {short}.")
         between = round(h * self.size / short), round(w * self.size / short)
         small = F.interpolate(images, between, mode="bilinear", antialias=True)
-        return _within_range(F.interpolate(small, (h, w), mode="bilinear", antialias=True))
+        return within_range(F.interpolate(small, (h, w), mode="bilinear", antialias=True))
 
     def extra_repr(self) -> str:
         """See `Jpeg.extra_repr`."""
@@ -174,8 +174,8 @@ class Noise(ImagePurifier):
 
     Args:
         std: Standard deviation on the [0, 1] scale.
-        seed: Fixes the noise: the same for every image of a size and every call, which makes it a deterministic purifier
-            that an attacker may know. None draws it anew from torch's global generator.
+        seed: Fixes the noise: the same for every image of a size and every call, a deterministic purifier that an
+            attacker may know. None draws it anew from torch's global generator.
     """
 
     def __init__(self, std: float, seed: int | None = None) -> None:
@@ -208,11 +208,6 @@ class Noise(ImagePurifier):
     def extra_repr(self) -> str:
         """See `Jpeg.extra_repr`."""
         return f"std={self.std}" + ("" if self.seed is None else f", seed={self.seed}")
-
-
-def _within_range(means: Tensor) -> Tensor:
-    """Weighted means of pixels, which leave [0, 1] by rounding only, brought back with their gradient."""
-    return straight_through(means, means.detach().clamp(0, 1))
 
 
 def _check_reach(images: Tensor, reach: int, spec: str) -> None:

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from maep_lightning.functional.straight_through import within_range
 from maep_lightning.functional.tiles import center_crop, cut_tiles, hann_window, join_tiles, padded_side, reflect_pad
+from maep_lightning.models.baselines import Resize
 from maep_lightning.models.mae import MaskedAutoencoder
 
 CHUNK = 256
@@ -108,7 +109,7 @@ class Overlap(Tile):
         count = len(tiles) // len(images)
         total = join_tiles(self.window.expand(count, 1, -1, -1), h, w, self.stride)
         correction = join_tiles((purified - tiles) * self.window, h, w, self.stride)
-        return (images + correction / total).clamp(0, 1)
+        return within_range(images + correction / total)
 
 
 class Interpolate(nn.Module):
@@ -155,11 +156,10 @@ class Interpolate(nn.Module):
         return center_crop(in_chunks(self.purifier, padded, together), h, w)
 
 
-class Resize(nn.Module):
+class ResizeOnly(Resize):
     """The control: images made as small as those that the purifier was trained on, and large again; no purifier.
 
-    Whatever this defends is owed to the loss of resolution alone. Bilinear with antialiasing; the shorter side
-    becomes `size`.
+    Whatever this defends is owed to the loss of resolution alone. Images that are no larger are left as they are.
 
     Args:
         size: Shorter side in pixels of the small images.
@@ -167,21 +167,9 @@ class Resize(nn.Module):
 
     policy: str = "resize"
 
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-        self.eval()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Resize images `(B, 3, H, W)` in [0, 1] down and up; smaller ones are left as they are."""
-        h, w = images.shape[-2:]
-        scale = min(1.0, self.size / min(h, w))
-        small = F.interpolate(images, (round(h * scale), round(w * scale)), mode="bilinear", antialias=True)
-        return F.interpolate(small, (h, w), mode="bilinear", antialias=True).clamp(0, 1)
-
-    def extra_repr(self) -> str:
-        """See `Tile.extra_repr`."""
-        return f"size={self.size}"
+    def purify(self, images: Tensor) -> Tensor:
+        """Resample `(B, 3, H, W)`."""
+        return super().purify(images) if min(images.shape[-2:]) > self.size else images
 
 
 def apply_policy(purifier: nn.Module, policy: str = "native", chunk: int = CHUNK) -> nn.Module:
@@ -226,10 +214,10 @@ _WITHOUT_SIZE: dict[str, Callable[[nn.Module, int], nn.Module]] = {
     "native": lambda purifier, chunk: purifier,
     "interpolate": Interpolate,
 }
-_WITH_SIZE: dict[str, Callable[[nn.Module, int, int], Tile | Resize]] = {
+_WITH_SIZE: dict[str, Callable[[nn.Module, int, int], Tile | ResizeOnly]] = {
     "tile": Tile,
     "overlap": Overlap,
-    "resize": lambda purifier, size, chunk: Resize(size),
+    "resize": lambda purifier, size, chunk: ResizeOnly(size).eval(),
 }
 
 
