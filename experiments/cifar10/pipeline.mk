@@ -30,8 +30,8 @@ cpu.network := resnet20
 cpu.overlays := --config configs/scale/cpu.yaml
 cpu.classifier := --trainer.max_epochs 20
 cpu.pretrain := --trainer.max_epochs 2
-cpu.finetune := --trainer.max_epochs 12 --trainer.check_val_every_n_epoch 2 --data.init_args.train_limit 25000 \
-  --data.init_args.val_size 1000 --model.init_args.attack.refresh 12
+cpu.finetune := --trainer.max_epochs 9 --trainer.check_val_every_n_epoch 3 --data.init_args.train_limit 25000 \
+  --data.init_args.val_size 1000 --model.init_args.attack.refresh 9
 cpu.lora := --trainer.max_epochs 1 --data.init_args.train_limit 10000 --data.init_args.val_size 1000
 cpu.plain.pretrain := $(PLAIN) --trainer.max_epochs 1 --data.init_args.train_limit 20000
 cpu.plain.finetune := $(PAPER) --trainer.max_epochs 1 --data.init_args.train_limit 20000 --data.init_args.val_size 1000
@@ -47,7 +47,7 @@ gpu.network := wrn-28-10
 gpu.overlays := --config configs/scale/gpu.yaml
 gpu.classifier := --model.init_args.classifier $(gpu.network) --trainer.max_epochs 200
 gpu.pretrain := --model.init_args.shape mae_vit_small_patch2_32 \
-  --model.init_args.overrides '{refine_depth: 12, refine_width: 128}' --trainer.max_epochs 200
+  --model.init_args.overrides '{residual: false, refine_depth: 12, refine_width: 128}' --trainer.max_epochs 200
 gpu.finetune := --trainer.max_epochs 100 --model.init_args.attack.refresh 5
 gpu.lora := --trainer.max_epochs 10
 gpu.plain.pretrain := --model.init_args.shape mae_vit_small_patch2_32 --model.init_args.overrides '{residual: false}' \
