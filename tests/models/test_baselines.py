@@ -105,11 +105,13 @@ def test_noise__has_the_deviation_asked_for_and_the_seed_of_the_caller():
 
 def test_noise_with_a_seed__is_the_same_for_every_image_batch_and_call():
     images, fixed = pictures(), Noise(0.05, seed=3)
-    once = fixed(images)
+    with torch.inference_mode():
+        once = fixed(images).clone()
     torch.manual_seed(1)
     assert torch.equal(fixed(images), once)
     assert torch.equal(Noise(0.05).frozen(3)(images), once)
     assert torch.equal(fixed(images[1:]), once[1:])
+    assert gradient_of(fixed, images, torch.ones_like(images)).max() == 1
     assert not torch.equal(Noise(0.05, seed=4)(images), once)
     grey = torch.full((1, 3, 64, 64), 0.5, dtype=torch.float64)
     assert abs(float((fixed(grey) - grey).std()) - 0.05) < 1e-3

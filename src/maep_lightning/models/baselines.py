@@ -193,8 +193,9 @@ class Noise(ImagePurifier):
     def _drawn(self, images: Tensor, seed: int) -> Tensor:
         key = images.shape[1:], images.device
         if key not in self._fixed:
-            noise = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(seed))
-            self._fixed[key] = noise.to(images.device)
+            with torch.inference_mode(False):
+                noise = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(seed))
+                self._fixed[key] = noise.to(images.device)
         return self._fixed[key].to(images.dtype)
 
     def frozen(self, seed: int) -> "Noise":
