@@ -149,6 +149,7 @@ def test_gaussian__white_pixels_keep_their_gradient():
         (lambda: Median(4), "must be odd"),
         (lambda: Gaussian(0.0), "must be positive"),
         (lambda: Noise(-1.0), "must be positive"),
+        (lambda: Noise(18), "at most 1, as in noise:8/255, not 18"),
         (lambda: Gaussian(20.0)(pictures()), "reaches 60 pixels"),
         (lambda: Resize(32)(pictures()), "leaves images of 32x32 as they are"),
         (lambda: Identity()(torch.rand(2, 1, 8, 8)), r"not a tensor \(2, 1, 8, 8\)"),

@@ -165,6 +165,11 @@ def test_noise__is_added_to_the_input_and_not_to_the_target(classifier_file, tmp
     assert deviations.mean() == pytest.approx(0.1, abs=0.02)
 
 
+def test_noise__of_256_grey_levels_is_refused(classifier_file):
+    with pytest.raises(ValueError, match=r"on the \[0, 1\] scale, such as 0.1, not 18"):
+        PurifierFinetuning(classifier_file, overrides=SMALL, noise=18)
+
+
 def test_refresh__keeps_attacked_images_for_the_epochs_asked_for(classifier_file, tmp_path, monkeypatch):
     counts = {}
     for refresh in (1, 2, 0):

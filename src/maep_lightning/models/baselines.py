@@ -180,8 +180,8 @@ class Noise(ImagePurifier):
 
     def __init__(self, std: float, seed: int | None = None) -> None:
         super().__init__()
-        if not std > 0:
-            raise ValueError(f"noise: std must be positive, not {std}.")
+        if not 0 < std <= 1:
+            raise ValueError(f"noise: std must be positive and at most 1, as in noise:8/255, not {std}.")
         self.std, self.seed = std, seed
         self._fixed: dict[tuple[torch.Size, torch.device], Tensor] = {}
 

@@ -94,6 +94,8 @@ class PurifierFinetuning(PurifierTask):
             raise ValueError(f"Objective B has one term, nothing to trade off: trade_off = {trade_off} needs A or C.")
         if objective != "B" and mask_ratio == 0:
             raise ValueError(f"Objective {objective} learns from removed patches: give it a mask_ratio above 0.")
+        if not 0 <= noise <= 1:
+            raise ValueError(f"noise is a standard deviation on the [0, 1] scale, such as 0.1, not {noise}.")
         self.surrogate: nn.Module | None = None
         if surrogate is not None:
             self.surrogate = load_classifier(surrogate, surrogate_name, num_classes)
