@@ -9,7 +9,8 @@ CIFAR10 := runs/cifar10-$(SCALE)
 
 # The paper's plain ViT and its loss: no residual, no refinement, l1 alone, half of the patches removed.
 PLAIN := --model.init_args.shape mae_vit_tiny_patch4_32 --model.init_args.overrides '{residual: false}'
-PAPER := --model.init_args.mask_ratio 0.5 --model.init_args.consistency 0 --model.init_args.clean_fraction 0
+PAPER := --model.init_args.mask_ratio 0.5 --model.init_args.consistency 0 --model.init_args.clean_fraction 0 \
+  --model.init_args.attack.kind pgd
 
 smoke.network := resnet20
 smoke.overlays := --config configs/scale/smoke.yaml

@@ -13,6 +13,7 @@ VERBS = {
     "pretrain": "fit",
     "finetune": "fit",
     "lora": "fit",
+    "denoise": "fit",
     "whitebox": "fit",
     "attack": "test",
     "blind": "test",
