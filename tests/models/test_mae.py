@@ -36,6 +36,34 @@ def test_plain_mae__has_the_loss_of_the_paper(published, norm_pix):
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
 
 
+def test_squash__is_a_sigmoid_of_slope_one_at_mid_grey():
+    images = torch.rand(2, 3, 16, 16)
+    plain, squashed = (tiny(residual=False, squash=squash)(images).images for squash in (False, True))
+    torch.testing.assert_close(squashed, torch.sigmoid(4 * (plain - 0.5)))
+
+
+def test_normalization__is_undone_behind_the_network():
+    mean, std = torch.tensor([0.2, 0.4, 0.6]), torch.tensor([0.1, 0.2, 0.3])
+    images = torch.rand(2, 3, 16, 16)
+    of_its_own = tiny(mean=mean.tolist(), std=std.tolist(), refine_depth=2)(images).images
+
+    def move(x, mean, std, new_mean, new_std):
+        return ((x.movedim(1, 3) - mean) / std * new_std + new_mean).movedim(3, 1)
+
+    usual = tiny(refine_depth=2)(move(images, mean, std, 0.5, 0.25)).images
+    torch.testing.assert_close(of_its_own, move(usual, 0.5, 0.25, mean, std), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "depth", "channels"),
+    [("convs", 4, [8, 8, 8, 12]), ("deep", 2, [8, 8, 8, 32, 32, 32, 32, 32, 48])],
+)
+def test_refinement__has_the_kind_the_depth_and_the_width_asked_for(kind, depth, channels):
+    refinement = tiny(refine_kind=kind, refine_depth=depth, refine_width=8).refinement
+    layers = [module for module in refinement.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert [layer.out_channels for layer in layers] == channels
+
+
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("overrides", [{}, {"refine_depth": 3, "refine_width": 8}])
 def test_gradient_checkpointing__gives_the_same_gradients_from_less_memory(overrides, precision):

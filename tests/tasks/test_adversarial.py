@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Trainer
 
+from maep_lightning.attacks.pgd import pgd
 from maep_lightning.attacks.threat import Epsilon
 from maep_lightning.data import ImageDataModule
 from maep_lightning.models.classifiers import create_classifier, save_classifier
@@ -54,6 +55,16 @@ def test_losses__are_the_published_terms_through_the_frozen_classifier(build, ba
         torch.testing.assert_close(terms[name], value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("loss", "distance"),
+    [("l2", lambda x: x.square()), ("charbonnier", lambda x: (x.square() + 1e-6).sqrt())],
+)
+def test_loss__is_the_distance_of_the_pixel_term(build, batch, loss, distance):
+    task = build(adversarial=0.0, pixel=1.0, loss=loss)
+    expected = distance(task.purifier(batch[1]) - batch[0]).mean()
+    torch.testing.assert_close(task.losses(*batch)["pixel"], expected)
+
+
 @pytest.mark.parametrize("weight", ["adversarial", "clean", "consistency", "pixel"])
 def test_weights__a_term_without_weight_is_not_part_of_the_loss(build, batch, weight):
     weights = dict.fromkeys(("adversarial", "clean", "consistency", "pixel"), 0.0) | {weight: 2.0}
@@ -83,6 +94,18 @@ def test_attacked__goes_through_the_purifier(build, batch):
     (gradient,) = torch.autograd.grad(loss(x).sum(), x)
     best = eps * gradient.flatten(1).abs().sum(1)  # the most that a linear function can rise in the ball
     assert (rise > 0.95 * best).all()
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_attack__is_pgd_of_the_settings_on_purifier_and_classifier(build, batch, norm):
+    images, _, labels = batch
+    settings = WhiteboxAttack(eps=Epsilon("6/255"), step_size=Epsilon("1/255"), steps=3, norm=norm)
+    task = build(attack=settings)
+    torch.manual_seed(4)
+    moved = task.attacked(images, labels)
+    torch.manual_seed(4)
+    expected = pgd(lambda x: task.classifier(task.purifier(x)), images, labels, 6 / 255, 1 / 255, 3, norm)
+    torch.testing.assert_close(moved, expected)
 
 
 def test_growth__scales_radius_and_step_with_the_training(build, batch, monkeypatch):

@@ -8,6 +8,8 @@ from maep_lightning.data import ImageDataModule
 from maep_lightning.tasks import ClassifierTraining, MAEPretraining
 from maep_lightning.tasks.base import Optimization, cosine_with_warmup
 
+SMALL = {"width": 32, "depth": 1, "heads": 2, "decoder_width": 32, "decoder_heads": 2, "refine_depth": 0}
+
 
 def test_cosine_with_warmup__rises_linearly_then_falls_to_zero():
     factors = [cosine_with_warmup(step, 100, 0.1) for step in range(101)]
@@ -35,11 +37,29 @@ def test_learning_rate__follows_the_effective_batch(tmp_path, batch_size, accumu
     assert trainer.optimizers[0].defaults["lr"] == pytest.approx(expected)
 
 
+def optimizer(task):
+    task.trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", max_steps=10)
+    task.trainer.datamodule = ImageDataModule("digits", batch_size=256)
+    return task.configure_optimizers()["optimizer"]
+
+
+def test_optimizer__has_the_settings_asked_for():
+    adamw = optimizer(ClassifierTraining("resnet8", optimization=Optimization(base_lr=0.2, beta2=0.99, warmup=0.5)))
+    for group in adamw.param_groups:
+        assert group["betas"] == (0.9, 0.99)
+        assert group["lr"] == pytest.approx(0.2 / 5)  # the first of 5 steps up, half of the 10
+
+
+def test_gradient_checkpointing__reaches_the_autoencoder():
+    for asked in (False, True):
+        task = MAEPretraining(overrides=SMALL, optimization=Optimization(gradient_checkpointing=asked))
+        task.configure_model()
+        assert task.purifier.mae.gradient_checkpointing is asked
+
+
 def test_optimizer__decays_matrices_only():
     task = ClassifierTraining("resnet8", optimization=Optimization(weight_decay=0.3))
-    task.trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", max_steps=10)
-    task.trainer.datamodule = ImageDataModule("digits")
-    groups = {g["name"]: g for g in task.configure_optimizers()["optimizer"].param_groups}
+    groups = {g["name"]: g for g in optimizer(task).param_groups}
     assert groups["decay"]["weight_decay"] == 0.3
     assert groups["no_decay"]["weight_decay"] == 0
     assert all(p.ndim > 1 for p in groups["decay"]["params"])
@@ -60,8 +80,7 @@ def test_classifier_training__learns_the_digits(tmp_path):
 
 def test_mae_pretraining__lowers_the_masked_loss_on_held_out_images(tmp_path):
     torch.manual_seed(0)
-    overrides = {"width": 32, "depth": 1, "heads": 2, "decoder_width": 32, "decoder_heads": 2, "refine_depth": 0}
-    task = MAEPretraining(overrides=overrides, optimization=Optimization(base_lr=3e-2))
+    task = MAEPretraining(overrides=SMALL, optimization=Optimization(base_lr=3e-2))
     data = ImageDataModule("digits", batch_size=32, train_limit=600, val_size=100)
     images = data.val_set().images.float() / 255
     noise = torch.rand(100, 64)

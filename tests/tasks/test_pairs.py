@@ -43,6 +43,19 @@ def test_kind__pgd_alone_starts_at_random(case):
     assert moved["mi-fgsm"].max() < 1e-6
 
 
+def test_norm__in_l2_every_sample_moves_by_the_radius(case):
+    moved = settings(kind="fgsm", norm="L2", eps=Epsilon(0.5))(*case) - case[1]
+    torch.testing.assert_close(moved.flatten(1).norm(dim=1), torch.full((12,), 0.5))
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_bf16__is_the_precision_of_the_passes_through_the_classifier(case, bf16, dtype):
+    seen = set()
+    case[0].register_forward_hook(lambda module, images, logits: seen.add(logits.dtype))
+    settings(bf16=bf16)(*case)
+    assert seen == {dtype}
+
+
 def test_kind__in_a_mix_the_samples_take_turns(case):
     classifier, images, labels = case
     mixed = settings(kind=["fgsm", "bim"])(*case)

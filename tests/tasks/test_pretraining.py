@@ -50,6 +50,19 @@ def test_validation_loss__does_not_depend_on_the_batch_size(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
+@pytest.mark.parametrize(("mask_ratio", "norm_pix"), [(0.25, False), (0.75, True)])
+def test_loss__is_that_of_he_et_al_on_the_share_of_patches_asked_for(mask_ratio, norm_pix):
+    torch.manual_seed(0)
+    task = MAEPretraining(overrides=PLAIN, mask_ratio=mask_ratio, norm_pix=norm_pix)
+    images, noise = torch.rand(2, 3, 32, 32), torch.rand(2, 64)
+    removed = noise.argsort(dim=1).argsort(dim=1) >= 64 * (1 - mask_ratio)
+    predicted = task.purifier.mae(images, mask_ratio, noise=noise).patches
+    target = torch.einsum("bchpwq->bhwpqc", ((images - 0.5) / 0.25).reshape(2, 3, 8, 4, 8, 4)).reshape(2, 64, 48)
+    if norm_pix:
+        target = (target - target.mean(2, keepdim=True)) / (target.var(2, keepdim=True) + 1e-6).sqrt()
+    torch.testing.assert_close(task.loss(images, noise), (predicted - target)[removed].square().mean())
+
+
 @pytest.fixture
 def published_file(published, tmp_path):
     state = published.random_state(image_size=32, patch=4, width=16, depth=1, decoder_width=16, decoder_depth=1)

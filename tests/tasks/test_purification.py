@@ -1,10 +1,13 @@
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 
 from maep_lightning.attacks.threat import Epsilon
 from maep_lightning.callbacks import ExportWeights
@@ -44,8 +47,9 @@ def attack(**options):
     return PairAttack(**{"eps": Epsilon("16/255"), "step_size": Epsilon("8/255"), "steps": 2, "bf16": False, **options})
 
 
-def run(task, tmp_path, epochs=1, augment=False, callbacks=(), ckpt_path=None, **options):
+def run(task, tmp_path, epochs=1, augment=False, flip=False, callbacks=(), ckpt_path=None, **options):
     data = ImageDataModule("digits", batch_size=32, train_limit=96, val_size=20, augment=augment)
+    data.spec = replace(data.spec, flip=flip)
     trainer = Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         default_root_dir=tmp_path, callbacks=list(callbacks), enable_checkpointing=bool(callbacks), **options,
@@ -148,6 +152,18 @@ def test_clean_fraction__one_trains_on_clean_pairs_alone(classifier_file, tmp_pa
     metrics = run(task, tmp_path).callback_metrics
     # the fresh residual network is the identity, so clean pairs leave nothing to learn
     assert metrics["train/purification_loss"] < 1e-3
+
+
+def test_pairs__are_mirrored_alike_where_the_data_set_allows_it(classifier_file, tmp_path):
+    task = PurifierFinetuning(classifier_file, overrides=SMALL, attack=attack())
+    seen = []
+    task.losses = lambda given, clean: seen.append((given, clean)) or PurifierFinetuning.losses(task, given, clean)
+    data = run(task, tmp_path, flip=True).datamodule
+    known = {image.numpy().tobytes() for image in data.train_set().images.float() / 255}
+    turned = [image.flip(-1) for _, clean in seen for image in clean if image.numpy().tobytes() not in known]
+    assert 20 < len(turned) < 76
+    assert all(image.numpy().tobytes() in known for image in turned)
+    assert all((given - clean).abs().max() <= 16 / 255 + 1e-6 for given, clean in seen)
 
 
 def test_noise__is_added_to_the_input_and_not_to_the_target(classifier_file, tmp_path):
@@ -254,6 +270,16 @@ def test_lora__moves_the_adapters_alone(classifier_file, tmp_path):
     lora = LoRA(rank=2, targets=["qkv"])
     task = PurifierFinetuning(classifier_file, shape="maep_deep_patch4_32", overrides=DEEP, lora=lora, **STRONG)
     assert moved(task, tmp_path) == {f"mae.decoder_blocks.0.attn.qkv.lora_{x}" for x in "AB"}
+
+
+def test_lora__has_the_rank_and_the_scale_asked_for(classifier_file):
+    task = PurifierFinetuning(classifier_file, lora=LoRA(rank=3, alpha=6.0))
+    layer = task.mae.decoder_blocks[0].attn.proj
+    nn.init.normal_(layer.lora_B)
+    assert layer.lora_A.shape[0] == layer.lora_B.shape[1] == 3
+    x = torch.rand(2, layer.in_features)
+    update = layer(x) - F.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(update, 6 / 3 * x @ layer.lora_A.T @ layer.lora_B.T)
 
 
 def test_trainable__decoder_moves_every_weight_of_it_and_nothing_else(classifier_file, tmp_path):
