@@ -1,6 +1,7 @@
 # CIFAR-10: `make reproduce-cifar10 SCALE=smoke|cpu|gpu`. MAEP with the winning options, and the paper's plain ViT beside
 # it (`plain`), on one frozen classifier. README.md in this folder says what each scale costs and found.
-# `make denoise-cifar10` trains the purifier that stands behind noise, for other classifiers, data sets and sizes.
+# `make denoise-cifar10` trains the purifier that stands behind noise, for other classifiers, data sets and sizes, and
+# `make denoise-mild-cifar10` a larger one behind less noise, for smaller radii.
 # `make whitebox-cifar10` trains the white-box aware purifier (`aware`), and climbs the whole threat ladder with it and with
 # `maep`; SURROGATE and SURROGATE_NAME name the classifier of the transfer rung.
 include experiments/study.mk
@@ -11,6 +12,10 @@ CIFAR10 := runs/cifar10-$(SCALE)
 PLAIN := --model.init_args.shape mae_vit_tiny_patch4_32 --model.init_args.overrides '{residual: false}'
 PAPER := --model.init_args.mask_ratio 0.5 --model.init_args.consistency 0 --model.init_args.clean_fraction 0 \
   --model.init_args.attack.kind pgd
+
+# For noise of up to 20/255 where the configuration's is up to 38/255, with twice as many convolutions.
+MILD := --model.init_args.noise 0.08 --model.init_args.overrides \
+  '{width: 48, depth: 1, heads: 2, decoder_width: 48, decoder_heads: 2, refine_depth: 14, refine_width: 64}'
 
 smoke.network := resnet20
 smoke.overlays := --config configs/scale/smoke.yaml
@@ -23,6 +28,7 @@ smoke.plain.finetune := $(PAPER) --trainer.max_epochs 1
 smoke.plain.lora := $(PAPER) --model.init_args.mask_ratio 0 --trainer.max_epochs 1
 smoke.aware := --trainer.max_epochs 1 --model.init_args.attack.growth 0
 smoke.denoise := --trainer.max_epochs 1
+smoke.denoise-mild := $(MILD) --trainer.max_epochs 1
 smoke.ladder_images := 20
 smoke.images := 100
 smoke.whitebox_images := 20
@@ -39,6 +45,7 @@ cpu.plain.finetune := $(PAPER) --trainer.max_epochs 1 --data.init_args.train_lim
 cpu.plain.lora := $(PAPER) --model.init_args.mask_ratio 0 --trainer.max_epochs 1 --data.init_args.train_limit 5000 --data.init_args.val_size 1000
 cpu.aware := --trainer.max_epochs 7 --model.init_args.attack.eps 5/255 --model.init_args.attack.step_size 6/255
 cpu.denoise := --trainer.max_epochs 9 --trainer.check_val_every_n_epoch 3 --data.init_args.val_size 1000
+cpu.denoise-mild := $(MILD) --trainer.max_epochs 11 --trainer.check_val_every_n_epoch 3 --data.init_args.val_size 1000
 cpu.ladder_images := 300
 cpu.images := 1000
 cpu.whitebox_images := 1000
@@ -58,6 +65,7 @@ gpu.plain.lora := $(PAPER) --model.init_args.mask_ratio 0 $(gpu.lora)
 gpu.aware := --model.init_args.overrides '{width: 384, depth: 6, heads: 6, refine_width: 128, refine_depth: 8}' \
   --model.init_args.attack '{steps: 7, step_size: 2/255}' --trainer.max_epochs 100
 gpu.denoise := --model.init_args.overrides '{refine_depth: 12, refine_width: 128}' --trainer.max_epochs 100
+gpu.denoise-mild := $(gpu.denoise) --model.init_args.noise 0.08
 gpu.ladder_images := 1000
 gpu.images := 10000
 gpu.whitebox_images := 10000
@@ -91,13 +99,16 @@ $(CIFAR10)/aware/whitebox/purifier.safetensors: $(VICTIM)
 	$(call maep-run,fit,configs/cifar10/whitebox.yaml,$(CIFAR10)/aware,whitebox,$($(SCALE).overlays) \
 	  --config configs/scale/ema.yaml $(victim-options) $($(SCALE).aware) --ckpt_path last)
 
-$(CIFAR10)/denoise/purifier.safetensors: $(VICTIM)
-	$(call maep-run,fit,configs/cifar10/denoise.yaml,$(CIFAR10),denoise,$($(SCALE).overlays) $(victim-options) \
-	  $($(SCALE).denoise) --ckpt_path last)
+DENOISE := denoise denoise-mild
+denoise.noise := 18
+denoise-mild.noise := 14
+$(DENOISE:%=$(CIFAR10)/%/purifier.safetensors): $(CIFAR10)/%/purifier.safetensors: $(VICTIM)
+	$(call maep-run,fit,configs/cifar10/denoise.yaml,$(CIFAR10),$*,$($(SCALE).overlays) $(victim-options) \
+	  $($(SCALE).$*) --trainer.logger.init_args.name $* --ckpt_path last)
 
-.PHONY: denoise-cifar10
-denoise-cifar10: $(CIFAR10)/denoise/purifier.safetensors
-	@echo "[cifar10] to stand behind noise: noise:18/255,seed=0+$<"
+.PHONY: $(DENOISE:%=%-cifar10)
+$(DENOISE:%=%-cifar10): %-cifar10: $(CIFAR10)/%/purifier.safetensors
+	@echo "[cifar10] to stand behind noise: noise:$($*.noise)/255,seed=0+$<"
 
 SURROGATE_FILE := $(or $(SURROGATE),$(CIFAR10)/surrogate/classifier/classifier.safetensors)
 climb = $(call maep-attack,configs/cifar10/ladder.yaml,$(CIFAR10)/$(1),ladder,$<,\
