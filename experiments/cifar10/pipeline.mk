@@ -101,7 +101,7 @@ $(CIFAR10)/aware/whitebox/purifier.safetensors: $(VICTIM)
 
 DENOISE := denoise denoise-mild
 denoise.noise := 18
-denoise-mild.noise := 14
+denoise-mild.noise := 10
 $(DENOISE:%=$(CIFAR10)/%/purifier.safetensors): $(CIFAR10)/%/purifier.safetensors: $(VICTIM)
 	$(call maep-run,fit,configs/cifar10/denoise.yaml,$(CIFAR10),$*,$($(SCALE).overlays) $(victim-options) \
 	  $($(SCALE).$*) --trainer.logger.init_args.name $* --ckpt_path last)
