@@ -13,7 +13,7 @@ PLAIN := --model.init_args.shape mae_vit_tiny_patch4_32 --model.init_args.overri
 PAPER := --model.init_args.mask_ratio 0.5 --model.init_args.consistency 0 --model.init_args.clean_fraction 0 \
   --model.init_args.attack.kind pgd
 
-# For noise of up to 20/255 where the configuration's is up to 38/255, with twice as many convolutions.
+# For noise of up to 20/255 where the configuration's is up to 38/255, with 14 convolutions instead of 8.
 MILD := --model.init_args.noise 0.08 --model.init_args.overrides \
   '{width: 48, depth: 1, heads: 2, decoder_width: 48, decoder_heads: 2, refine_depth: 14, refine_width: 64}'
 
