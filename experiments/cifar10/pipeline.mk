@@ -10,8 +10,8 @@ CIFAR10 := runs/cifar10-$(SCALE)
 
 # The paper's plain ViT and its loss: no residual, no refinement, l1 alone, half of the patches removed.
 PLAIN := --model.init_args.shape mae_vit_tiny_patch4_32 --model.init_args.overrides '{residual: false}'
-PAPER := --model.init_args.mask_ratio 0.5 --model.init_args.consistency 0 --model.init_args.clean_fraction 0 \
-  --model.init_args.attack.kind pgd
+PAPER := --model.init_args.mask_ratio 0.5 --model.init_args.consistency 0 --model.init_args.consistency_start 0 \
+  --model.init_args.clean_fraction 0 --model.init_args.attack.kind pgd
 
 # For noise of up to 20/255 where the configuration's is up to 38/255, with 14 convolutions instead of 8.
 MILD := --model.init_args.noise 0.08 --model.init_args.overrides \
@@ -43,7 +43,7 @@ cpu.lora := --trainer.max_epochs 1 --data.init_args.train_limit 10000 --data.ini
 cpu.plain.pretrain := $(PLAIN) --trainer.max_epochs 1 --data.init_args.train_limit 20000
 cpu.plain.finetune := $(PAPER) --trainer.max_epochs 1 --data.init_args.train_limit 20000 --data.init_args.val_size 1000
 cpu.plain.lora := $(PAPER) --model.init_args.mask_ratio 0 --trainer.max_epochs 1 --data.init_args.train_limit 5000 --data.init_args.val_size 1000
-cpu.aware := --trainer.max_epochs 7 --model.init_args.attack.eps 5/255 --model.init_args.attack.step_size 6/255
+cpu.aware := --config configs/scale/ema.yaml --trainer.max_epochs 7 --model.init_args.attack.eps 5/255 --model.init_args.attack.step_size 6/255
 cpu.denoise := --trainer.max_epochs 9 --trainer.check_val_every_n_epoch 3 --data.init_args.val_size 1000
 cpu.denoise-mild := $(MILD) --trainer.max_epochs 11 --trainer.check_val_every_n_epoch 3 --data.init_args.val_size 1000
 cpu.ladder_images := 300
@@ -62,7 +62,7 @@ gpu.plain.pretrain := --model.init_args.shape mae_vit_small_patch2_32 --model.in
   --trainer.max_epochs 200
 gpu.plain.finetune := $(PAPER) $(gpu.finetune)
 gpu.plain.lora := $(PAPER) --model.init_args.mask_ratio 0 $(gpu.lora)
-gpu.aware := --model.init_args.overrides '{width: 384, depth: 6, heads: 6, refine_width: 128, refine_depth: 8}' \
+gpu.aware := --config configs/scale/ema.yaml --model.init_args.overrides '{width: 384, depth: 6, heads: 6, refine_width: 128, refine_depth: 8}' \
   --model.init_args.attack '{steps: 7, step_size: 2/255}' --trainer.max_epochs 100
 gpu.denoise := --model.init_args.overrides '{refine_depth: 12, refine_width: 128}' --trainer.max_epochs 100
 gpu.denoise-mild := $(gpu.denoise) --model.init_args.noise 0.08
@@ -97,7 +97,7 @@ reproduce-cifar10: $(CIFAR10)/results.json
 
 $(CIFAR10)/aware/whitebox/purifier.safetensors: $(VICTIM)
 	$(call maep-run,fit,configs/cifar10/whitebox.yaml,$(CIFAR10)/aware,whitebox,$($(SCALE).overlays) \
-	  --config configs/scale/ema.yaml $(victim-options) $($(SCALE).aware) --ckpt_path last)
+	  $(victim-options) $($(SCALE).aware) --ckpt_path last)
 
 DENOISE := denoise denoise-mild
 denoise.noise := 18
