@@ -146,15 +146,17 @@ def test_randomisation__is_there_when_asked_for_alone(build, batch, option):
     assert not torch.equal(stochastic.purify(batch[0]), stochastic.purify(batch[0]))
 
 
-def test_trainable__and_lora_say_what_is_trained(build):
+def test_trainable__and_lora_say_what_is_trained(build, tmp_path):
     def trained(**options):
         return {name for name, value in build(**options).purifier.mae.named_parameters() if value.requires_grad}
 
     assert any(name.startswith("blocks") for name in trained())
-    decoder = trained(trainable="decoder")
+    build().purifier.save_pretrained(tmp_path / "start.safetensors")
+    weights = str(tmp_path / "start.safetensors")
+    decoder = trained(weights=weights, trainable="decoder")
     assert decoder
     assert all(name.startswith("decoder_") or name == "mask_token" for name in decoder)
-    assert all("lora_" in name for name in trained(lora=LoRA()))
+    assert all("lora_" in name for name in trained(weights=weights, lora=LoRA()))
 
 
 def test_settings__that_train_nothing_are_refused(build):
@@ -163,4 +165,17 @@ def test_settings__that_train_nothing_are_refused(build):
     with pytest.raises(ValueError, match="8/255"):
         build(attack=WhiteboxAttack(eps=Epsilon(8)))
     with pytest.raises(ValueError, match="growth"):
-        build(attack=WhiteboxAttack(growth=2))
+        WhiteboxAttack(growth=2)
+    with pytest.raises(ValueError, match="a length above 0"):
+        WhiteboxAttack(steps=0)
+    with pytest.raises(ValueError, match=r"not 18"):
+        build(noise=18)
+
+
+def test_noise__leaves_an_image_of_the_range_that_the_purifier_will_see(build):
+    task, seen = build(noise=0.5), []
+    task.purifier.restore = lambda images, ratio: seen.append(images) or images
+    task.purify(torch.rand(4, 3, 32, 32).round())
+    assert seen[0].min() >= 0
+    assert seen[0].max() <= 1
+    assert not torch.equal(seen[0], seen[0].round())

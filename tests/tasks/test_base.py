@@ -1,8 +1,10 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from maep_lightning.data import ImageDataModule
 from maep_lightning.tasks import ClassifierTraining, MAEPretraining
@@ -23,8 +25,8 @@ def test_cosine_with_warmup__rises_linearly_then_falls_to_zero():
 def fit(task, tmp_path, batch_size=32, **options):
     data = ImageDataModule("digits", batch_size=batch_size, train_limit=128, val_size=20)
     trainer = Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=tmp_path, **options,
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, **{"max_epochs": 1, **options},
     )  # fmt: skip
     trainer.fit(task, data)
     return trainer
@@ -55,6 +57,30 @@ def test_gradient_checkpointing__reaches_the_autoencoder():
         task = MAEPretraining(overrides=SMALL, optimization=Optimization(gradient_checkpointing=asked))
         task.configure_model()
         assert task.purifier.mae.gradient_checkpointing is asked
+
+
+def test_random_numbers__are_each_process_s_and_each_step_s_own():
+    torch.manual_seed(3)
+    task, drawn = ClassifierTraining("resnet8"), {}
+    for process, step in [(0, 0), (0, 1), (1, 0), (0, 0)]:
+        task.trainer = SimpleNamespace(global_rank=process, fit_loop=SimpleNamespace(total_batch_idx=step))
+        task.on_train_batch_start(None, 0)
+        drawn.setdefault((process, step), []).append(torch.rand(4))
+    first, again = drawn.pop((0, 0))
+    assert torch.equal(first, again)
+    assert not any(torch.equal(first, other) for (other,) in drawn.values())
+
+
+def test_average_of_the_weights__that_never_begins_is_refused(tmp_path):
+    average = EMAWeightAveraging(update_starting_at_step=4)
+    with pytest.raises(ValueError, match=r"begins at step 4 and this training ends after 4.*ema\.yaml"):
+        fit(MAEPretraining(overrides=SMALL), tmp_path, callbacks=[average])
+    fit(MAEPretraining(overrides=SMALL), tmp_path, callbacks=[EMAWeightAveraging(update_starting_at_step=3)])
+
+
+def test_training__without_an_end_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="set max_epochs"):
+        fit(MAEPretraining(overrides=SMALL), tmp_path, max_epochs=-1, max_time="00:00:01:00")
 
 
 def test_optimizer__decays_matrices_only():

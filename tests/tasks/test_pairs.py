@@ -37,10 +37,18 @@ def test_kind__iterative_ones_take_the_steps_asked_for(case, kind):
 
 
 def test_kind__pgd_alone_starts_at_random(case):
-    moved = {kind: radius(settings(kind=kind, steps=0)(*case), case[1]) for kind in ("pgd", "bim", "mi-fgsm")}
+    still = {"steps": 1, "step_size": Epsilon(1e-9)}
+    moved = {kind: radius(settings(kind=kind, **still)(*case), case[1]) for kind in ("pgd", "bim", "mi-fgsm")}
     assert moved["pgd"].min() > 0.9 * EPS
     assert moved["bim"].max() < 1e-6
     assert moved["mi-fgsm"].max() < 1e-6
+
+
+def test_steps__of_none_are_for_random_noise_alone(case):
+    assert radius(settings(steps=0)(*case), case[1]).min() > 0.9 * EPS
+    for options in ({"steps": 0, "kind": "bim"}, {"steps": 0, "kind": ["pgd", "mi-fgsm"]}, {"steps": -5}):
+        with pytest.raises(ValueError, match="steps attack nothing"):
+            settings(**options)
 
 
 def test_norm__in_l2_every_sample_moves_by_the_radius(case):
@@ -130,22 +138,35 @@ def made_with(value, asked):
     return make
 
 
-def test_pool__keeps_a_sample_for_so_many_uses():
+def test_pool__keeps_a_sample_for_so_many_epochs_however_often_it_is_used():
     kept, asked = pool(refresh=2), []
-    for value, index in enumerate(([0, 1], [0, 2], [0, 1])):
-        last = kept.take(torch.tensor(index), made_with(value, asked)) * 255
-    assert asked == [2, 1, 1]
-    torch.testing.assert_close(last[:, 0, 0, 0], torch.tensor([2.0, 0.0]))
+    for epoch, index in enumerate(([0, 1], [0, 2], [0, 2], [1, 3])):
+        last = kept.take(torch.tensor(index), epoch, made_with(epoch, asked)) * 255
+    assert asked == [2, 1, 1, 2]  # sample 0 in epochs 0 and 2, sample 1 in 0 and 3 though used once
+    torch.testing.assert_close(last[:, 0, 0, 0], torch.tensor([3.0, 3.0]))
+
+
+def test_pool__of_several_processes_keeps_what_all_have_made(tmp_path):
+    pools, asked = [pool(file=tmp_path / "pairs.npy") for _ in range(2)], []
+    for number, kept in enumerate(pools):
+        kept.take(torch.tensor([number, 2]), 0, made_with(number + 1, asked))
+    for kept in pools:
+        kept.save()
+    assert np.load(tmp_path / "pairs.npy")["image"][:, 0, 0, 0].tolist() == [1, 2, 2, 0]
+    pools[0].merge()
+    images = pools[0].take(torch.tensor([0, 1, 2]), 1, made_with(9, asked)) * 255
+    assert asked == [2, 2]
+    torch.testing.assert_close(images[:, 0, 0, 0], torch.tensor([1.0, 2.0, 1.0]))
 
 
 def test_pool__on_disk_serves_the_next_run_and_stays_whole(tmp_path):
     file, asked = tmp_path / "deep" / "pairs.npy", []
     first = pool(file=file)
-    first.take(torch.tensor([3, 0]), made_with(7, asked))
+    first.take(torch.tensor([3, 0]), 0, made_with(7, asked))
     assert not file.exists()
     first.save()
     second = pool(file=file)
-    images = second.take(torch.tensor([0, 1]), made_with(9, asked)) * 255
+    images = second.take(torch.tensor([0, 1]), 0, made_with(9, asked)) * 255
     assert asked == [2, 1]
     torch.testing.assert_close(images[:, 0, 0, 0], torch.tensor([7.0, 9.0]))
     # What the second run added is not in the file before it is saved, and then all of it is.
@@ -158,7 +179,7 @@ def test_pool__on_disk_serves_the_next_run_and_stays_whole(tmp_path):
 @pytest.mark.faults
 def test_pool__says_when_its_file_is_damaged_or_of_other_images(tmp_path):
     whole = pool(file=tmp_path / "pairs.npy")
-    whole.take(torch.tensor([0]), made_with(1, []))
+    whole.take(torch.tensor([0]), 0, made_with(1, []))
     whole.save()
     content = (tmp_path / "pairs.npy").read_bytes()
     (tmp_path / "pairs.npy").write_bytes(content[:-5])

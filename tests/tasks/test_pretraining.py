@@ -41,6 +41,12 @@ def test_resume_inside_an_epoch__has_the_images_and_masks_of_an_unbroken_run(tmp
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
+@pytest.mark.parametrize("mask_ratio", [0, 1, 75])
+def test_mask_ratio__of_which_nothing_is_learnt_is_refused(mask_ratio):
+    with pytest.raises(ValueError, match=r"mask_ratio must be in \(0, 1\)"):
+        MAEPretraining(overrides=PLAIN, mask_ratio=mask_ratio)
+
+
 def test_validation_loss__does_not_depend_on_the_batch_size(tmp_path):
     torch.manual_seed(0)
     task = MAEPretraining(overrides=PLAIN)

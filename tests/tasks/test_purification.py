@@ -181,9 +181,25 @@ def test_noise__is_added_to_the_input_and_not_to_the_target(classifier_file, tmp
     assert deviations.mean() == pytest.approx(0.1, abs=0.02)
 
 
-def test_noise__of_256_grey_levels_is_refused(classifier_file):
-    with pytest.raises(ValueError, match=r"on the \[0, 1\] scale, such as 0.1, not 18"):
-        PurifierFinetuning(classifier_file, overrides=SMALL, noise=18)
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"noise": 18}, r"on the \[0, 1\] scale, such as 0.1, not 18"),
+        ({"clean_fraction": 25}, "a share of each batch"),
+        ({"clean_fraction": -1}, "a share of each batch"),
+        ({"consistency": -0.1}, "must not be negative"),
+        ({"consistency_start": -0.1}, "must not be negative"),
+        ({"objective": "A", "mask_ratio": 0.5, "trade_off": -1}, "must not be negative"),
+    ],
+)
+def test_settings__that_are_out_of_range_are_refused(classifier_file, option, message):
+    with pytest.raises(ValueError, match=message):
+        PurifierFinetuning(classifier_file, overrides=SMALL, **option)
+
+
+def test_lora__of_no_scale_is_refused():
+    with pytest.raises(ValueError, match="learn nothing"):
+        LoRA(alpha=0)
 
 
 def test_refresh__keeps_attacked_images_for_the_epochs_asked_for(classifier_file, tmp_path, monkeypatch):
@@ -250,7 +266,8 @@ def test_surrogate__is_what_training_pairs_are_attacked_on(classifier_file, tmp_
     # What is watched is the defence of the victim, so the surrogate has no part in it.
     data = ImageDataModule("digits", val_size=20)
     images, labels = data.val_set().images.float() / 255, data.val_set().labels
-    purified = task.purifier(attack()(task.classifier, images, labels, torch.Generator().manual_seed(0)))
+    pgd10 = attack(steps=10, step_size=Epsilon("4/255"))
+    purified = task.purifier(pgd10(task.classifier, images, labels, torch.Generator().manual_seed(0)))
     expected = (task.classifier(purified).argmax(1) == labels).float().mean()
     assert found["val/acc_blind_pgd"] == pytest.approx(expected.item())
 
@@ -265,15 +282,22 @@ DEEP = {**SMALL, "refine_depth": 1, "refine_width": 4}
 STRONG = {"attack": PairAttack(steps=1, bf16=False), "optimization": Optimization(base_lr=0.1, weight_decay=0.5)}
 
 
-def test_lora__moves_the_adapters_alone(classifier_file, tmp_path):
+@pytest.fixture
+def deep_file(tmp_path):
+    torch.manual_seed(0)
+    Purifier(create_mae("maep_deep_patch4_32", **DEEP)).save_pretrained(tmp_path / "deep.safetensors")
+    return str(tmp_path / "deep.safetensors")
+
+
+def test_lora__moves_the_adapters_alone(classifier_file, deep_file, tmp_path):
     # The deep refinement has running statistics, which no optimiser moves.
     lora = LoRA(rank=2, targets=["qkv"])
-    task = PurifierFinetuning(classifier_file, shape="maep_deep_patch4_32", overrides=DEEP, lora=lora, **STRONG)
+    task = PurifierFinetuning(classifier_file, weights=deep_file, lora=lora, **STRONG)
     assert moved(task, tmp_path) == {f"mae.decoder_blocks.0.attn.qkv.lora_{x}" for x in "AB"}
 
 
-def test_lora__has_the_rank_and_the_scale_asked_for(classifier_file):
-    task = PurifierFinetuning(classifier_file, lora=LoRA(rank=3, alpha=6.0))
+def test_lora__has_the_rank_and_the_scale_asked_for(classifier_file, purifier_file):
+    task = PurifierFinetuning(classifier_file, weights=purifier_file, lora=LoRA(rank=3, alpha=6.0))
     layer = task.mae.decoder_blocks[0].attn.proj
     nn.init.normal_(layer.lora_B)
     assert layer.lora_A.shape[0] == layer.lora_B.shape[1] == 3
@@ -282,10 +306,8 @@ def test_lora__has_the_rank_and_the_scale_asked_for(classifier_file):
     torch.testing.assert_close(update, 6 / 3 * x @ layer.lora_A.T @ layer.lora_B.T)
 
 
-def test_trainable__decoder_moves_every_weight_of_it_and_nothing_else(classifier_file, tmp_path):
-    task = PurifierFinetuning(
-        classifier_file, shape="maep_deep_patch4_32", overrides=DEEP, trainable="decoder", mask_ratio=0.5, **STRONG
-    )
+def test_trainable__decoder_moves_every_weight_of_it_and_nothing_else(classifier_file, deep_file, tmp_path):
+    task = PurifierFinetuning(classifier_file, weights=deep_file, trainable="decoder", mask_ratio=0.5, **STRONG)
     decoder = {name for name in task.purifier.state_dict() if "decoder" in name or "mask_token" in name}
     assert len(decoder) > 10
     assert moved(task, tmp_path) == decoder
@@ -296,6 +318,19 @@ def test_trainable__together_with_lora_is_refused(classifier_file):
         PurifierFinetuning(classifier_file, trainable="decoder", lora=LoRA())
 
 
+@pytest.mark.parametrize("part", [{"trainable": "decoder"}, {"lora": LoRA()}])
+def test_parts__of_a_purifier_that_nobody_trained_are_refused(classifier_file, part):
+    with pytest.raises(ValueError, match="give the purifier's weights"):
+        PurifierFinetuning(classifier_file, **part)
+
+
+def test_overrides__must_be_those_of_the_file_that_is_started_from(classifier_file, purifier_file):
+    PurifierFinetuning(classifier_file, weights=purifier_file, overrides={"refine_depth": 2})
+    for overrides in ({"refine_depth": 0}, {"nonsense": 1}):
+        with pytest.raises(ValueError, match=r"brings its own architecture.*leave it out"):
+            PurifierFinetuning(classifier_file, weights=purifier_file, overrides=overrides)
+
+
 def test_finetuning__trains_another_architecture_the_same_way(classifier_file, tmp_path):
     disco = {"shape": "disco_small", "overrides": {"width": 4, "depth": 1, "mlp_width": 8, "mlp_depth": 1}}
     task = PurifierFinetuning(classifier_file, **disco, attack=attack(steps=1))
@@ -304,7 +339,7 @@ def test_finetuning__trains_another_architecture_the_same_way(classifier_file, t
     exported = load_purifier(tmp_path / "purifier.safetensors")
     torch.testing.assert_close(exported(images), task.purifier.eval()(images), atol=1e-6, rtol=0)
     with pytest.raises(ValueError, match="this is disco"):
-        PurifierFinetuning(classifier_file, **disco, lora=LoRA())
+        PurifierFinetuning(classifier_file, weights=str(tmp_path / "purifier.safetensors"), lora=LoRA())
 
 
 def test_finetuning__weights_of_the_stage_before_are_where_it_starts(classifier_file, purifier_file):
@@ -316,18 +351,21 @@ def test_finetuning__weights_of_the_stage_before_are_where_it_starts(classifier_
 def test_checkpoint__is_plain_holds_no_surrogate_and_resumes_to_the_same_weights(classifier_file, tmp_path):
     def fresh(folder):
         torch.manual_seed(0)
-        task = PurifierFinetuning(classifier_file, overrides=SMALL, attack=attack(steps=0))
-        saver = ModelCheckpoint(dirpath=folder, save_last=True, every_n_train_steps=2, save_on_train_epoch_end=False)
+        drawn = {"mask_ratio": 0.5, "clean_fraction": 0.5, "noise": 0.2, "attack": attack(steps=0)}
+        task = PurifierFinetuning(classifier_file, overrides=SMALL, **drawn)
+        saver = ModelCheckpoint(dirpath=folder, every_n_train_steps=2, save_top_k=-1, save_on_train_epoch_end=False)
         return task, saver
 
     task, saver = fresh(tmp_path / "a")
-    run(task, tmp_path, epochs=2, callbacks=[saver])
-    content = torch.load(saver.last_model_path, weights_only=True)
-    assert content["global_step"] == 6
+    run(task, tmp_path, epochs=2, flip=True, callbacks=[saver])
+    halfway = tmp_path / "a" / "epoch=1-step=4.ckpt"
+    content = torch.load(halfway, weights_only=True)
+    assert content["global_step"] == 4
     assert not any(name.startswith("classifier") for name in content["state_dict"])
 
     again, saver = fresh(tmp_path / "b")
-    run(again, tmp_path, epochs=2, callbacks=[saver], ckpt_path=str(tmp_path / "a" / "last.ckpt"))
+    run(again, tmp_path, epochs=2, flip=True, callbacks=[saver], ckpt_path=str(halfway))
+    assert again.trainer.global_step == 6
     for name, value in task.purifier.state_dict().items():
         assert torch.equal(value, again.purifier.state_dict()[name]), name
 

@@ -11,7 +11,7 @@ from maep_lightning.attacks.pgd import pgd
 from maep_lightning.attacks.threat import Epsilon, check_radius
 from maep_lightning.functional.losses import PixelLoss, pixel_distance
 from maep_lightning.tasks.base import Optimization
-from maep_lightning.tasks.defence import LoRA, PurifierTask, Trainable
+from maep_lightning.tasks.defence import LoRA, PurifierTask, Trainable, check_noise
 
 
 @dataclass
@@ -28,6 +28,9 @@ class WhiteboxAttack:
         norm: `Linf` or `L2`.
         growth: Share of the training in which radius and step grow linearly from 0 to their full length.
         draws: Random masks and noises over which a gradient is averaged (EOT); 1 unless the purifier is stochastic.
+
+    Raises:
+        ValueError: If a setting is out of range.
     """
 
     eps: Epsilon = field(default_factory=lambda: Epsilon("8/255"))
@@ -36,6 +39,13 @@ class WhiteboxAttack:
     norm: Literal["Linf", "L2"] = "Linf"
     growth: float = 0.0
     draws: int = 1
+
+    def __post_init__(self) -> None:
+        check_radius(self.eps, self.norm)
+        if self.steps < 1 or self.step_size <= 0:
+            raise ValueError(f"An attack takes steps of a length above 0, not {self.steps} of {self.step_size}.")
+        if self.draws < 1 or not 0 <= self.growth <= 1:
+            raise ValueError(f"draws must be at least 1 and growth in [0, 1], not {self.draws} and {self.growth}.")
 
 
 class AdversarialFinetuning(PurifierTask):
@@ -98,9 +108,7 @@ class AdversarialFinetuning(PurifierTask):
         )
         self.save_hyperparameters(ignore=["optimization", "attack", "lora"])
         self.attack = attack or WhiteboxAttack()
-        check_radius(self.attack.eps, self.attack.norm)
-        if self.attack.draws < 1 or not 0 <= self.attack.growth <= 1:
-            raise ValueError(f"draws must be at least 1 and growth in [0, 1]; got {self.attack}.")
+        check_noise(noise)
         self.weight = {"adversarial": adversarial, "clean": clean, "consistency": consistency, "pixel": pixel}
         if min(self.weight.values()) < 0 or not any(self.weight.values()):
             raise ValueError(f"The weights must not be negative, nor all zero: {self.weight}.")
@@ -111,7 +119,7 @@ class AdversarialFinetuning(PurifierTask):
     def purify(self, images: Tensor) -> Tensor:
         """The purified images `(B, 3, H, W)` in [0, 1], with the noise and the masks of the training."""
         if self.noise:
-            images = images + self.noise * torch.randn_like(images)
+            images = (images + self.noise * torch.randn_like(images)).clamp(0, 1)
         return self.purifier.restore(images, self.mask_ratio).clamp(0, 1)
 
     def expected_logits(self, images: Tensor) -> Tensor:

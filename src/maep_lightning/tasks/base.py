@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from torch import Tensor, nn
 
 from maep_lightning.data.loader import stream_seed
 from maep_lightning.models.parallel import checkpoint_gradients, shard
 
-# Sets the stream apart from those of the data, which may have the same seed.
+# Set the streams apart from those of the data, which may have the same seed, and from each other.
 _NOISE = 0x6E6F697365
+_PROCESS = 0x70726F63
 
 
 @dataclass
@@ -69,6 +70,7 @@ class Task(LightningModule):
     def __init__(self, optimization: Optimization | None) -> None:
         super().__init__()
         self.optimization = optimization or Optimization()
+        self._seed = torch.initial_seed()
 
     def trained(self) -> nn.Module:
         """The module whose parameters with `requires_grad` are trained."""
@@ -106,9 +108,27 @@ class Task(LightningModule):
             self.strict_loading = False
 
     def on_fit_start(self) -> None:
-        """Lay the weights out channels-last, in which convolutions run fastest on CPU and GPU alike."""
+        """Lay the weights out channels-last, in which convolutions run fastest on CPU and GPU alike.
+
+        Raises:
+            ValueError: If weights are to be averaged from a step on that this training does not reach.
+        """
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EMAWeightAveraging):
+                first, steps = callback.update_starting_at_step or 0, self.trainer.estimated_stepping_batches
+                if first >= steps:
+                    raise ValueError(
+                        f"The average of the weights begins at step {first} and this training ends after {steps}: what"
+                        " it leaves would be untrained. Leave ema.yaml out, or train longer."
+                    )
+        self._seed = torch.initial_seed()
         if self.device_mesh is None:  # shards are one-dimensional pieces
             self.to(memory_format=torch.channels_last)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Give each process and step its own random numbers, those of an unbroken run after a resumption too."""
+        step = self.trainer.fit_loop.total_batch_idx
+        torch.manual_seed(stream_seed(_PROCESS, self._seed, step, self.trainer.global_rank))
 
     def effective_batch(self) -> int:
         """Images that one optimiser step sees, over all devices and accumulated batches."""
@@ -129,7 +149,7 @@ class Task(LightningModule):
             `(B, columns)` in [0, 1), on the task's device.
         """
         processes, step = self.trainer.world_size, self.trainer.fit_loop.total_batch_idx
-        generator = torch.Generator(self.device).manual_seed(stream_seed(_NOISE, torch.initial_seed(), step))
+        generator = torch.Generator(self.device).manual_seed(stream_seed(_NOISE, self._seed, step))
         whole = torch.rand(rows * processes, columns, device=self.device, generator=generator)
         return whole[self.trainer.global_rank :: processes]
 
@@ -143,6 +163,8 @@ class Task(LightningModule):
         ]
         lr = settings.base_lr * self.effective_batch() / 256
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, settings.beta2))
+        if math.isinf(self.trainer.estimated_stepping_batches):
+            raise ValueError("The learning rate falls until the last step, so the training needs one: set max_epochs.")
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: cosine_with_warmup(step, steps, settings.warmup)

@@ -25,11 +25,31 @@ class LoRA:
         rank: Rank of the update.
         alpha: Scale of the update; it is divided by the rank.
         targets: Layers of each block: `qkv`, `proj`, `mlp`.
+
+    Raises:
+        ValueError: If `alpha` is not above 0.
     """
 
     rank: int = 8
     alpha: float = 16.0
     targets: Sequence[Target] = ("qkv", "proj", "mlp")
+
+    def __post_init__(self) -> None:
+        if self.alpha <= 0:
+            raise ValueError(f"alpha scales the adapters, which learn nothing at {self.alpha}: give one above 0.")
+
+
+def check_noise(std: float) -> None:
+    """Refuse what is no standard deviation on the [0, 1] scale.
+
+    Args:
+        std: The standard deviation.
+
+    Raises:
+        ValueError: If it is not in [0, 1].
+    """
+    if not 0 <= std <= 1:
+        raise ValueError(f"noise is a standard deviation on the [0, 1] scale, such as 0.1, not {std}.")
 
 
 class PurifierTask(Task):
@@ -48,7 +68,8 @@ class PurifierTask(Task):
         optimization: The optimiser's settings.
 
     Raises:
-        ValueError: If both a `trainable` part and `lora` are asked for, or either of a purifier without a decoder.
+        ValueError: If both a `trainable` part and `lora` are asked for, or either from scratch or of a purifier without
+            a decoder.
     """
 
     def __init__(
@@ -69,6 +90,10 @@ class PurifierTask(Task):
         if trainable != "all" and lora is not None:
             raise ValueError(f"lora trains adapters alone, trainable = {trainable} the layers themselves: choose one.")
         if trainable == "decoder" or lora is not None:
+            if weights is None:
+                raise ValueError(
+                    "With lora, or trainable = decoder, the rest stays as it is: give the purifier's weights."
+                )
             # In evaluation mode, so that the running statistics of a frozen refinement stay as well.
             self.purifier.requires_grad_(False).eval()
         if trainable == "decoder":

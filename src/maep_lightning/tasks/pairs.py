@@ -61,6 +61,8 @@ class PairAttack:
                 raise ValueError(f"Unknown training attack {name!r}; did you mean {', '.join(nearest)}?")
         if not self.kinds:
             raise ValueError(f"No training attack is named; choose some of {', '.join(KINDS)}.")
+        if self.steps < 0 or (self.steps == 0 and {"bim", "mi-fgsm"} & {*self.kinds}):
+            raise ValueError(f"{self.steps} steps attack nothing: give 1 or more, or 0 with pgd for random noise.")
         if self.eps_low is not None and self.eps_low > self.eps:
             raise ValueError(f"eps_low = {self.eps_low} is above eps = {self.eps}.")
         if self.refresh < 0:
@@ -126,6 +128,9 @@ class PairAttack:
         return Path(self.cache_dir) / f"pairs-{fingerprint.of_json(made_by)[:16]}.npy"
 
 
+_NEVER = -1
+
+
 class PairPool:
     """Attacked images by the place of their sample in the training set, kept as 8-bit.
 
@@ -133,7 +138,7 @@ class PairPool:
         size: Number of samples.
         shape: Of an image, `(3, H, W)`.
         device: Where images are given out.
-        refresh: Uses after which an image is made anew; 0 for never.
+        refresh: Epochs after which an image is made anew; 0 for never.
         file: Where `save` puts the images, and where those of an earlier run are found; None for no such place. On a
             CPU they stay on disk until they are used.
 
@@ -153,7 +158,7 @@ class PairPool:
         self._kind = np.dtype([("made", np.bool_), ("image", np.uint8, tuple(shape))])
         records = np.zeros(size, self._kind) if file is None or not file.exists() else self._read(file, size)
         self._images = torch.from_numpy(records["image"]).to(device)
-        self._uses_left = torch.from_numpy(records["made"].astype(np.int64)).to(device)
+        self._made_in = torch.from_numpy(np.where(records["made"], 0, _NEVER)).to(device)
         self._unsaved = False
 
     def _read(self, file: Path, size: int) -> np.ndarray:
@@ -165,33 +170,45 @@ class PairPool:
             raise ValueError(f"{file} does not hold {size} pairs of this data set: delete it.")
         return records
 
-    def take(self, index: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
-        """Attacked images of a batch; those that are not there, or have been used often enough, are made.
+    def take(self, index: Tensor, epoch: int, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """Attacked images of a batch; those that are not there, or are too old, are made.
 
         Args:
             index: `(B,)`, places of the samples.
+            epoch: The present epoch.
             make: Takes `(B,)` bool, which samples of the batch are asked for, and returns their attacked images in
                 [0, 1].
 
         Returns:
             `(B, 3, H, W)` in [0, 1].
         """
-        stale = self._uses_left[index] == 0
+        made_in = self._made_in[index]
+        stale = made_in == _NEVER
+        if self.refresh:
+            stale |= epoch - made_in >= self.refresh
         if stale.any():
             places = index[stale]
             self._images[places] = (make(stale) * 255).round().to(torch.uint8)
-            self._uses_left[places] = self.refresh or 1
+            self._made_in[places] = epoch
             self._unsaved = True
-        if self.refresh:
-            self._uses_left[index] -= 1
         return self._images[index].float() / 255
 
+    def merge(self) -> None:
+        """Take over what other processes have brought to the file since."""
+        if self.file is None or not self.file.exists():
+            return
+        records = self._read(self.file, len(self._images))
+        new = torch.from_numpy(records["made"]).to(self._made_in.device) & (self._made_in == _NEVER)
+        self._images[new] = torch.from_numpy(records["image"][new.cpu().numpy()]).to(self._images.device)
+        self._made_in[new] = 0
+
     def save(self) -> None:
-        """Bring new images to the file, if there is one, whole or not at all."""
+        """Bring new images to the file, if there is one, whole or not at all, beside those of other processes."""
         if self.file is None or not self._unsaved:
             return
+        self.merge()
         records = np.empty(len(self._images), self._kind)
-        records["made"], records["image"] = (self._uses_left > 0).cpu().numpy(), self._images.cpu().numpy()
+        records["made"], records["image"] = (self._made_in != _NEVER).cpu().numpy(), self._images.cpu().numpy()
         content = io.BytesIO()
         np.save(content, records)
         write_atomically(self.file, content.getvalue())

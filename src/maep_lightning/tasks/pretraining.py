@@ -28,6 +28,9 @@ class MAEPretraining(Task):
         weights: File to start from: a purifier's, or a masked autoencoder in the format of facebookresearch/mae, of
             which the encoder, and the decoder if it is there and fits, are taken. None starts from scratch.
         optimization: The optimiser's settings.
+
+    Raises:
+        ValueError: If the mask ratio is out of range, or the purifier is no masked autoencoder.
     """
 
     def __init__(
@@ -40,6 +43,10 @@ class MAEPretraining(Task):
         optimization: Optimization | None = None,
     ) -> None:
         super().__init__(optimization)
+        if not 0 < mask_ratio < 1:
+            raise ValueError(
+                f"Pre-training learns from removed patches: mask_ratio must be in (0, 1), not {mask_ratio}."
+            )
         self.save_hyperparameters(ignore=["optimization"])
         self.mask_ratio = mask_ratio
         self.norm_pix = norm_pix

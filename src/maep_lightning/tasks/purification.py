@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maep_lightning.attacks.threat import Epsilon
 from maep_lightning.functional.augment import random_flip
 from maep_lightning.functional.losses import PixelLoss, pixel_distance, visible_patch_loss
 from maep_lightning.functional.patches import patchify
 from maep_lightning.models.classifiers import load_classifier
 from maep_lightning.tasks.base import Optimization
-from maep_lightning.tasks.defence import LoRA, PurifierTask, Trainable
+from maep_lightning.tasks.defence import LoRA, PurifierTask, Trainable, check_noise
 from maep_lightning.tasks.pairs import PairAttack, PairPool
 
 Objective = Literal["A", "B", "C"]
@@ -94,8 +95,14 @@ class PurifierFinetuning(PurifierTask):
             raise ValueError(f"Objective B has one term, nothing to trade off: trade_off = {trade_off} needs A or C.")
         if objective != "B" and mask_ratio == 0:
             raise ValueError(f"Objective {objective} learns from removed patches: give it a mask_ratio above 0.")
-        if not 0 <= noise <= 1:
-            raise ValueError(f"noise is a standard deviation on the [0, 1] scale, such as 0.1, not {noise}.")
+        if min(consistency, consistency_start, trade_off) < 0:
+            raise ValueError(
+                f"Weights must not be negative: consistency = {consistency}, consistency_start = {consistency_start},"
+                f" trade_off = {trade_off}."
+            )
+        if not 0 <= clean_fraction <= 1:
+            raise ValueError(f"clean_fraction is a share of each batch in [0, 1], such as 0.25, not {clean_fraction}.")
+        check_noise(noise)
         self.surrogate: nn.Module | None = None
         if surrogate is not None:
             self.surrogate = load_classifier(surrogate, surrogate_name, num_classes)
@@ -144,12 +151,18 @@ class PurifierFinetuning(PurifierTask):
                 )
             file = self.attack.cache_file(self.attack_on, *data.train_set())
             self._pool = PairPool(data.train_size, images.shape[1:], images.device, self.attack.refresh, file)
-        return self._pool.take(index, lambda rows: self.attacked(images[rows], labels[rows]))
+        return self._pool.take(index, self.current_epoch, lambda rows: self.attacked(images[rows], labels[rows]))
 
     def on_train_epoch_end(self) -> None:
-        """Bring pairs to disk, where that is asked for."""
-        if self._pool is not None and self.trainer.is_global_zero:
-            self._pool.save()
+        """Bring pairs to disk, where that is asked for: one process after the other, and then all have all."""
+        if self._pool is None or self._pool.file is None:
+            return
+        for process in range(self.trainer.world_size):
+            if process == self.trainer.global_rank:
+                self._pool.save()
+            self.trainer.strategy.barrier()
+        if self.trainer.world_size > 1:
+            self._pool.merge()
 
     def losses(self, attacked: Tensor, clean: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """The terms of the objective, before their weights, and the purified images.
@@ -205,11 +218,13 @@ class PurifierFinetuning(PurifierTask):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Purification loss, and purified clean accuracy, on held-out images under PGD on the classifier.
 
-        It is the same attack at full radius from a fixed start whatever pairs are made of, so that runs compare.
+        It is PGD-10 in steps of a quarter of eps, from a fixed start, whatever pairs are made of, so that runs compare.
         """
         clean, labels = batch[0], batch[1]
         generator = torch.Generator(clean.device).manual_seed(batch_idx)
-        attacked = replace(self.attack, kind="pgd", eps_low=None)(self.classifier, clean, labels, generator)
+        step_size = Epsilon(self.attack.eps / 4)
+        pgd = replace(self.attack, kind="pgd", eps_low=None, steps=10, step_size=step_size)
+        attacked = pgd(self.classifier, clean, labels, generator)
         purified = self.purifier(attacked)
         self.log_mean("val/purification_loss", (purified - clean).abs().mean(), len(labels))
         for name, images in (("acc_purified", self.purifier(clean)), ("acc_blind_pgd", purified)):

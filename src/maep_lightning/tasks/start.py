@@ -16,17 +16,22 @@ def start_purifier(weights: str | None, shape: str, overrides: dict[str, Any] | 
         weights: A purifier's file or name, which brings its architecture, or a file of a published masked autoencoder
             (see `load_published`), which is loaded into `shape` and reported; None starts from scratch.
         shape: Name of the architecture, as in `create_purifier`.
-        overrides: Fields of the shape to replace.
+        overrides: Fields of the shape to replace; a purifier's file must agree with them.
 
     Returns:
         The purifier, in training mode.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file or the shape is not usable.
+        ValueError: If the file or the shape is not usable, or `overrides` are not those of a purifier's file.
     """
     if weights is not None and not is_published(weights):
-        return load_trained(weights).train()
+        trained = load_trained(weights).train()
+        built = trained.config()
+        ignored = {name: value for name, value in (overrides or {}).items() if built.get(name, trained) != value}
+        if ignored:
+            raise ValueError(f"{weights} brings its own architecture, of which {ignored} is not a part: leave it out.")
+        return trained
     purifier = create_purifier(shape, **(overrides or {}))
     if weights is not None:
         if not isinstance(purifier, Purifier):
