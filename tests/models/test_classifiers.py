@@ -10,7 +10,7 @@ from torch import nn
 
 from maep_lightning.data import ImageSource
 from maep_lightning.models.classifiers import create_classifier, load_classifier, save_classifier
-from maep_lightning.models.preprocessing import NORMALIZATIONS, normalization_of
+from maep_lightning.models.preprocessing import NORMALIZATIONS, normalization_of, unwrap
 from maep_lightning.models.published import PUBLISHED
 from maep_lightning.models.weights import write_weights
 
@@ -174,6 +174,43 @@ def test_options__normalisation_and_size_are_kept_by_the_file(tmp_path):
     plain.load_state_dict(model.network.state_dict())
     expected = plain(torch.tensor([-0.5, 0, 0.5]).view(1, 3, 1, 1).expand(2, 3, 16, 16))
     torch.testing.assert_close(load_classifier(tmp_path / "c.safetensors")(images), expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet8", "resnet8,size=16", "timm:resnet10t,drop_rate=0.1", "cifar10_mlperftiny_resnet8"]
+)
+def test_given_name__changes_normalisation_and_size_of_what_says_its_own(weights, name):
+    if name in PUBLISHED:
+        source, network = weights / f"{name}.pth", PUBLISHED[name].name
+        model = create_classifier(network, 10).eval()
+        torch.save(model.state_dict(), source)
+    else:
+        source, network = weights / "c.safetensors", name.partition(",")[0]
+        model = create_classifier(name, 10).eval()
+        save_classifier(model, source, name, 10)
+    expected = create_classifier(f"{network},norm=half,size=8", 10).eval()
+    unwrap(expected).load_state_dict(unwrap(model).state_dict())
+    images = torch.rand(2, 3, 32, 32)
+    for given in ("norm=half,size=8", f"{network},norm=half,size=8"):
+        assert torch.equal(load_classifier(source, given, 10)(images), expected(images))
+    for given in (None, network):
+        assert torch.equal(load_classifier(source, given, 10)(images), model(images))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("wrn-28-10", r"is timm:resnet10t, and the given name says wrn-28-10: leave the name out"),
+        ("resnet10t", r"is timm:resnet10t, and the given name says resnet10t"),
+        ("norm=half,drop_rate=0.2", "a given name can change its norm and size, not drop_rate"),
+    ],
+)
+def test_given_name__is_refused_where_it_could_not_be_followed(tmp_path, given, message):
+    name = "timm:resnet10t,drop_rate=0.1"
+    save_classifier(create_classifier(name, 4), tmp_path / "c.safetensors", name, 4)
+    with pytest.raises(ValueError, match=message):
+        load_classifier(tmp_path / "c.safetensors", given)
+    load_classifier(tmp_path / "c.safetensors", name)
 
 
 @pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", "torchvision:vit_b_32"])

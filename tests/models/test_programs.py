@@ -88,6 +88,8 @@ def test_program__takes_a_normalisation(network, tmp_path):
     images = torch.rand(2, 3, 8, 8)
     loaded = load_classifier(tmp_path / "scripted.pt", "norm=half")
     torch.testing.assert_close(loaded(images), network(2 * images - 1))
+    with pytest.raises(ValueError, match="can change its norm and size, not depth"):
+        load_classifier(tmp_path / "scripted.pt", "depth=3")
 
 
 def test_program__says_that_the_batch_must_be_dynamic(network, tmp_path):
@@ -122,6 +124,14 @@ def test_python__options_before_it_are_ours(module):
     torch.testing.assert_close(classifier(torch.full_like(images, 0.75)), torch.full((2, 3), 0.5))
 
 
+def test_python__a_given_name_may_have_these_options_too(module):
+    images = torch.full((2, 3, 16, 16), 0.75)
+    classifier = load_classifier("python:my_classifiers:brightness,norm=0.25/1", "norm=half,size=8")
+    torch.testing.assert_close(classifier(images), torch.full((2, 3), 0.5))
+    with pytest.raises(ValueError, match="and the given name says resnet20"):
+        load_classifier("python:my_classifiers:brightness", "resnet20")
+
+
 @pytest.mark.parametrize(
     ("where", "message"),
     [
@@ -131,6 +141,7 @@ def test_python__options_before_it_are_ours(module):
         ("python:my_classifiers:number", "is a int, neither a network nor a function"),
         ("python:my_classifiers:fails", "is a int, neither a network nor a function"),
         ("python:my_classifiers:Network,width=3", "cannot be called with {'width': 3}"),
+        ("python:my_classifiers:instance,foo=3", "is a network and takes no options but norm and size: foo"),
     ],
 )
 def test_python__explains_mistakes(module, where, message):

@@ -101,7 +101,8 @@ def load_classifier(source: str | Path, name: str | None = None, num_classes: in
 
             What is no file may end in options, as in `create_classifier`.
         name: The network, needed for a state dict that is not known by its file's name (as in `create_classifier`).
-            For a program just options, such as `norm=imagenet`, where it takes no images in [0, 1].
+            For what says itself what it is, and for a program, just options: `norm` and `size` take the place of its
+            own.
         num_classes: Number of classes K, needed likewise; what says its own K must say the same one.
 
     Returns:
@@ -109,16 +110,19 @@ def load_classifier(source: str | Path, name: str | None = None, num_classes: in
 
     Raises:
         FileNotFoundError: If there is no such file, or the library cannot fetch its weights.
-        ValueError: If the file is corrupt, not a classifier, or does not fit the network or K.
+        ValueError: If the file is corrupt, not a classifier, or does not fit the network or K; if `name` is another
+            network than the source says, or has options that cannot be used.
     """
     path = find_weights(source)
+    asked = ClassifierName.parse(name or "")
     if path is None:
-        model = _fetch(str(source), num_classes)
+        model = _fetch(str(source), asked, num_classes)
     elif is_program(path):
-        model = _prepare(load_program(path), ClassifierName.parse(name or ""))
+        _check_name(path, asked, ClassifierName.parse(""))
+        model = load_program(path)
     else:
-        model = _from_state(path, name, num_classes)
-    return model.eval().requires_grad_(False)
+        model = _from_state(path, name or "", num_classes)
+    return _prepare(model, asked).eval().requires_grad_(False)
 
 
 def find_weights(source: str | Path) -> Path | None:
@@ -138,9 +142,11 @@ def _weights_folder() -> Path:
     return Path(os.environ.get("MAEP_DATA_DIR") or "data").expanduser() / "weights"
 
 
-def _fetch(source: str, num_classes: int | None) -> nn.Module:
+def _fetch(source: str, asked: ClassifierName, num_classes: int | None) -> nn.Module:
     """A classifier that is no file of ours: a library's, or one by import path."""
     parts = ClassifierName.parse(source)
+    if parts.library in (*LIBRARIES, "python"):
+        _check_name(source, asked, parts)
     if parts.library in LIBRARIES:
         model, classes = fetch(parts)
         _check_classes(source, classes, num_classes)
@@ -157,20 +163,22 @@ def _fetch(source: str, num_classes: int | None) -> nn.Module:
     )
 
 
-def _from_state(path: Path, name: str | None, num_classes: int | None) -> nn.Module:
+def _from_state(path: Path, name: str, num_classes: int | None) -> nn.Module:
     """A classifier from a file of tensors."""
     state, header = read_weights(path)
     if header and header.get("kind") != "classifier":
         raise ValueError(f"{path} is a {header.get('kind')}, not a classifier.")
-    classes = num_classes
+    asked, own, classes = ClassifierName.parse(name), name, num_classes
     if header:
-        name, classes = _recorded_name(header), header["num_classes"]
-    elif name is None and (known := PUBLISHED.get(path.stem)) is not None:
-        name, classes = known.name, known.num_classes
-    if name is None or classes is None:
+        own, classes = _recorded_name(header), header["num_classes"]
+    elif not asked.network and (known := PUBLISHED.get(path.stem)) is not None:
+        own, classes = known.name, known.num_classes
+    parts = ClassifierName.parse(own)
+    if not parts.network or classes is None:
         raise ValueError(f"{path} does not say what network it is: give its name (such as resnet20) and num_classes.")
+    _check_name(path, asked, parts)
     _check_classes(path, classes, num_classes)
-    model = create_classifier(name, classes)
+    model = create_classifier(own, classes)
     if header:
         load_state(model, state, path)
     else:
@@ -187,6 +195,19 @@ def _recorded_name(header: dict[str, Any]) -> str:
     return name if norm is None else f"{name},norm={norm}"
 
 
+def _check_name(source: str | Path, asked: ClassifierName, own: ClassifierName) -> None:
+    """Refuse a given name of another network than a source's own, and options that would change nothing."""
+    if own.network and asked.network and (asked.head != own.head or asked.weights not in ("", own.weights)):
+        raise ValueError(
+            f"{source} is {own.head}, and the given name says {asked.head}: leave the name out, or give options alone,"
+            " as in norm=half."
+        )
+    if unused := [name for name, value in asked.options.items() if own.options.get(name) != value]:
+        raise ValueError(
+            f"{source} is a finished network: a given name can change its norm and size, not {', '.join(unused)}."
+        )
+
+
 def _check_classes(source: str | Path, classes: int, expected: int | None) -> None:
     """Refuse a classifier of other classes than those of the data."""
     if expected not in (None, classes):
@@ -195,10 +216,13 @@ def _check_classes(source: str | Path, classes: int, expected: int | None) -> No
 
 
 def _prepare(model: nn.Module, name: ClassifierName) -> nn.Module:
-    """Put the normalisation and the input size that a name asks for before a network."""
+    """Put the normalisation and the input size that a name asks for before a network, in place of those it has."""
+    size = name.size
+    if isinstance(model, ResizedClassifier):
+        model, size = model.network, size or model.size
     if name.norm is not None:
         if isinstance(getattr(model, "normalize", None), Normalize):
             model.normalize = Normalize(*name.norm)
         else:
             model = NormalizedClassifier(model, *name.norm)
-    return model if name.size is None else ResizedClassifier(model, name.size)
+    return model if size is None else ResizedClassifier(model, size)

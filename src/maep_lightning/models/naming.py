@@ -27,6 +27,11 @@ class ClassifierName:
     norm: Statistics | None
     size: int | None
 
+    @property
+    def head(self) -> str:
+        """Library and network, as they are written."""
+        return f"{self.library}:{self.network}" if self.library else self.network
+
     @classmethod
     def parse(cls, text: str) -> Self:
         """Take a name apart.

@@ -110,7 +110,7 @@ def import_classifier(where: str, options: dict[str, Any]) -> nn.Module:
         Images to logits.
 
     Raises:
-        ValueError: If it cannot be imported, called, or is no such thing.
+        ValueError: If it cannot be imported, called, or is no such thing; if a network is given options.
     """
     module_name, _, attribute = where.partition(":")
     if not module_name or not attribute:
@@ -128,6 +128,8 @@ def import_classifier(where: str, options: dict[str, Any]) -> nn.Module:
             raise ValueError(f"python:{where} cannot be called with {options or 'nothing'}: {error}") from error
     if not callable(found):
         raise ValueError(f"python:{where} is a {type(found).__name__}, neither a network nor a function.")
+    if isinstance(found, nn.Module) and options:
+        raise ValueError(f"python:{where} is a network and takes no options but norm and size: {', '.join(options)}.")
     return found if isinstance(found, nn.Module) else FunctionClassifier(partial(found, **options))
 
 

@@ -61,7 +61,8 @@ class AdversarialFinetuning(PurifierTask):
 
     Args:
         classifier: File of the frozen classifier.
-        classifier_name: What network the classifier's file holds, if it does not say it itself.
+        classifier_name: What network the classifier's file holds, if it does not say it itself; or options alone, such
+            as `norm=half`.
         num_classes: Number of classes K, needed with `classifier_name`.
         weights: File of the purifier to start from; None starts from scratch.
         shape: Name of the architecture; a purifier's file knows its own.

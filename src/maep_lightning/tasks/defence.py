@@ -57,7 +57,8 @@ class PurifierTask(Task):
 
     Args:
         classifier: File of the frozen classifier.
-        classifier_name: What network the classifier's file holds, if it does not say it itself.
+        classifier_name: What network the classifier's file holds, if it does not say it itself; or options alone, such
+            as `norm=half`.
         num_classes: Number of classes K, needed with `classifier_name`.
         weights: File to start from, such as the one pre-training left, or a published one (see `start_purifier`);
             None starts from scratch.

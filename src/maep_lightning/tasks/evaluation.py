@@ -24,7 +24,8 @@ class PurifierEvaluation(LightningModule):
         classifier: File of the frozen classifier; None where only images are purified.
         purifier: File of the purifier, or a text such as `jpeg:75` (see `maep_lightning.models.registry`); None judges
             the bare classifier.
-        classifier_name: What network the classifier's file holds, if it does not say it itself.
+        classifier_name: What network the classifier's file holds, if it does not say it itself; or options alone, such
+            as `norm=half`.
         num_classes: Number of classes K, needed with `classifier_name`.
         mask_ratio: Share of the patches that is removed at random at test time, in [0, 1); above 0 the purifier is
             stochastic.

@@ -36,7 +36,8 @@ class PurifierFinetuning(PurifierTask):
 
     Args:
         classifier: File of the frozen classifier.
-        classifier_name: What network the classifier's file holds, if it does not say it itself.
+        classifier_name: What network the classifier's file holds, if it does not say it itself; or options alone, such
+            as `norm=half`.
         num_classes: Number of classes K, needed with `classifier_name`.
         surrogate: File of another classifier that the training attack works on; None attacks the classifier itself.
         surrogate_name: What network the surrogate's file holds, if it does not say it itself.
