@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -130,6 +132,36 @@ def test_python__a_given_name_may_have_these_options_too(module):
     torch.testing.assert_close(classifier(images), torch.full((2, 3), 0.5))
     with pytest.raises(ValueError, match="and the given name says resnet20"):
         load_classifier("python:my_classifiers:brightness", "resnet20")
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "edited:instance",
+        "edited:Network",
+        "edited:make",
+        "edited:brightness,norm=half",
+        "edited:make_function",
+        "shim:make",
+    ],
+)
+def test_python__edited_code_has_another_fingerprint(tmp_path, monkeypatch, where):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "shim.py").write_text("from edited import make")
+    edited = MODULE.replace("self.linear(images", "self.linear(-images").replace("images.mean", "-images.mean")
+    prints = []
+    for code in (MODULE, MODULE, edited):
+        for name in ("edited", "shim"):
+            sys.modules.pop(name, None)
+        (tmp_path / "edited.py").write_text(code)
+        prints.append(fingerprint.of_architecture(load_classifier(f"python:{where}")))
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_python__a_network_stays_what_it_is(module):
+    loaded = load_classifier("python:my_classifiers:Network")
+    assert type(loaded).__name__ == "Network"
+    assert set(loaded.state_dict()) == {"linear.weight", "linear.bias"}
 
 
 @pytest.mark.parametrize(

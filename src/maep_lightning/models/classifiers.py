@@ -219,7 +219,8 @@ def _prepare(model: nn.Module, name: ClassifierName) -> nn.Module:
     """Put the normalisation and the input size that a name asks for before a network, in place of those it has."""
     size = name.size
     if isinstance(model, ResizedClassifier):
-        model, size = model.network, size or model.size
+        size = size or model.size
+        model = model.network
     if name.norm is not None:
         if isinstance(getattr(model, "normalize", None), Normalize):
             model.normalize = Normalize(*name.norm)

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import inspect
+import sys
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -107,7 +108,8 @@ def import_classifier(where: str, options: dict[str, Any]) -> nn.Module:
         options: Keyword arguments.
 
     Returns:
-        Images to logits.
+        Images to logits. `source_sha256` is the digest of the files that define it, for fingerprints: neither a
+        function's code nor that of a `forward` is part of the printed structure.
 
     Raises:
         ValueError: If it cannot be imported, called, or is no such thing; if a network is given options.
@@ -121,6 +123,7 @@ def import_classifier(where: str, options: dict[str, Any]) -> nn.Module:
         raise ValueError(
             f"python:{where} cannot be imported ({error}); install the package, or put its folder in PYTHONPATH."
         ) from error
+    names = {module_name, _module_of(found)}
     if isinstance(found, type) or (callable(found) and not isinstance(found, nn.Module) and _binds(found, options)):
         try:
             found, options = found(**options), {}
@@ -130,7 +133,26 @@ def import_classifier(where: str, options: dict[str, Any]) -> nn.Module:
         raise ValueError(f"python:{where} is a {type(found).__name__}, neither a network nor a function.")
     if isinstance(found, nn.Module) and options:
         raise ValueError(f"python:{where} is a network and takes no options but norm and size: {', '.join(options)}.")
-    return found if isinstance(found, nn.Module) else FunctionClassifier(partial(found, **options))
+    parts = found.modules() if isinstance(found, nn.Module) else [found]
+    names |= {_module_of(part) for part in parts}
+    classifier = found if isinstance(found, nn.Module) else FunctionClassifier(partial(found, **options))
+    classifier.source_sha256 = _source_digest(names)  # type: ignore[assignment]  # no tensor: a plain attribute
+    return classifier
+
+
+def _module_of(thing: Any) -> str:
+    """Name of the module that defines a function, a class, or the class of an object."""
+    return str(getattr(thing, "__module__", type(thing).__module__))
+
+
+def _source_digest(names: set[str]) -> str:
+    """Short SHA-256 of the files of modules by name; not of torch, whose version a fingerprint has, nor of Python."""
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        file = Path(getattr(sys.modules.get(name), "__file__", None) or "")
+        if name.partition(".")[0] not in ("torch", *sys.stdlib_module_names) and file.is_file():
+            digest.update(name.encode() + b"\n" + file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _binds(function: Callable[..., Any], options: dict[str, Any]) -> bool:
