@@ -111,6 +111,63 @@ def test_load_classifier__explains_bad_files(tmp_path):
         load_classifier(path, "resnet8", 10)
 
 
+def flip(path):
+    """Another bit in the middle of the file, among the weights."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 64
+    path.write_bytes(content)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def break_directory(path):
+    path.write_bytes(path.read_bytes().replace(b"PK\x01\x02", b"PK\x01\x03"))
+
+
+@pytest.mark.faults
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("damage", [flip, cut, break_directory])
+@pytest.mark.parametrize("name", ["weights.pth", "program.pt"])
+def test_load_classifier__names_damaged_files(tmp_path, name, damage):
+    path = tmp_path / name
+    if name == "program.pt":
+        torch.jit.trace(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), torch.rand(2, 3, 32, 32)).save(path)
+    else:
+        torch.save(create_classifier("mlperf-resnet8", 10).state_dict(), path)
+    load_classifier(path, "mlperf-resnet8", 10)
+    damage(path)
+    with pytest.raises(ValueError, match=name):
+        load_classifier(path, "mlperf-resnet8", 10)
+
+
+def test_load_classifier__takes_files_without_checksums(tmp_path):
+    model = create_classifier("mlperf-resnet8", 10)
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(model.state_dict(), tmp_path / "weights.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(load_classifier(tmp_path / "weights.pth", "mlperf-resnet8", 10)(images), model(images))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("damage", [flip, cut, break_directory])
+def test_torchvision__names_the_damaged_file_of_its_cache(tmp_path, monkeypatch, damage):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    url = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1.url
+    path = tmp_path / "hub" / "checkpoints" / url.rpartition("/")[2]
+    path.parent.mkdir(parents=True)
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), path)
+    load_classifier("torchvision:squeezenet1_1")
+    damage(path)
+    with pytest.raises(ValueError, match=rf"torchvision:squeezenet1_1: .*{path.name} is damaged, delete it"):
+        load_classifier("torchvision:squeezenet1_1")
+
+
 @pytest.fixture
 def weights(tmp_path, monkeypatch):
     """The folder of weights that are found by name."""

@@ -2,13 +2,18 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from urllib.parse import urlsplit
 
 import timm
+import torch
 import torchvision
 
 from maep_lightning.models.naming import ClassifierName
 from maep_lightning.models.preprocessing import NORMALIZATIONS, NormalizedClassifier
+from maep_lightning.models.weights import check_archive
 
 LIBRARIES = ("timm", "torchvision")
 
@@ -49,7 +54,7 @@ def fetch(name: ClassifierName) -> tuple[NormalizedClassifier, int]:
 
     Raises:
         FileNotFoundError: If the weights are neither in the cache nor can be fetched.
-        ValueError: If the library does not know the name, the weights or an option.
+        ValueError: If the library does not know the name, the weights or an option, or its cached file is damaged.
     """
     try:
         if name.library == "timm":
@@ -86,10 +91,16 @@ def _torchvision(name: ClassifierName) -> tuple[NormalizedClassifier, int]:
         )
     weights = known[name.weights or "DEFAULT"]
     preset = weights.transforms()
+    cached = Path(torch.hub.get_dir(), "checkpoints", Path(urlsplit(weights.url).path).name)
     try:
+        if cached.is_file():
+            check_archive(cached)
         network = torchvision.models.get_model(name.network, weights=weights, **name.options)
     except TypeError as error:
         raise ValueError(f"torchvision:{name.network}: {error}") from error
+    except (RuntimeError, EOFError, ValueError, UnpicklingError) as error:
+        hint = f" If the file {cached} is damaged, delete it, and it is fetched again." if cached.is_file() else ""
+        raise ValueError(f"torchvision:{name.network}: {error}.{hint}") from error
     model = NormalizedClassifier(network, preset.mean, preset.std, preset.crop_size[0])
     return model, len(weights.meta["categories"])
 

@@ -13,6 +13,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from maep_lightning.models.weights import check_archive
+
 
 class Program(nn.Module):
     """A TorchScript or exported program, which stays in evaluation mode.
@@ -90,6 +92,7 @@ def load_program(path: Path) -> nn.Module:
         ValueError: If the file is damaged or no program.
     """
     try:
+        check_archive(path)
         if _kind(path) == "script":
             program: nn.Module = torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]
         else:
@@ -165,10 +168,11 @@ def _binds(function: Callable[..., Any], options: dict[str, Any]) -> bool:
 
 
 def _kind(path: Path) -> str | None:
-    if not zipfile.is_zipfile(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = [name.partition("/")[2] or name for name in archive.namelist()]
+    except Exception:  # no archive, or a damaged one, for which zipfile has several; who reads the file next says so
         return None
-    with zipfile.ZipFile(path) as archive:
-        inside = [name.partition("/")[2] or name for name in archive.namelist()]
     if any(name.startswith("code/") for name in inside):
         return "script"
     # serialized_exported_program.json at the top in older releases of torch, models/NAME.json in newer ones.

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             with safe_open(str(path), framework="pt") as file:
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
                 return state, json.loads((file.metadata() or {}).get("maep", "{}"))
+        check_archive(path)
         # Training checkpoints of facebookresearch's repositories carry their command line beside the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -81,6 +83,27 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not content or not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path} holds no state dict of tensors.")
     return content, {}
+
+
+def check_archive(path: Path) -> None:
+    """Compare the checksums in a zip archive, as torch's files are, which torch does not do when it loads one.
+
+    Args:
+        path: The file; one that is no zip archive passes.
+
+    Raises:
+        ValueError: If the archive is damaged.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            # All are 0 where torch.serialization.set_crc32_options(False) was called before it was written.
+            damaged = archive.testzip() if any(entry.CRC for entry in archive.infolist()) else None
+    except Exception as error:  # zipfile has an error of its own for some damage, and any for the rest
+        raise ValueError(f"damaged archive: {error}") from error
+    if damaged is not None:
+        raise ValueError(f"damaged archive: {damaged} does not have its checksum")
 
 
 def load_state(module: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
