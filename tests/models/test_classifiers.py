@@ -1,11 +1,13 @@
 import os
 import urllib.error
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torchvision
+from lightning.pytorch import Trainer
 from torch import nn
 
 from maep_lightning.data import ImageSource
@@ -13,6 +15,7 @@ from maep_lightning.models.classifiers import create_classifier, load_classifier
 from maep_lightning.models.preprocessing import NORMALIZATIONS, normalization_of, unwrap
 from maep_lightning.models.published import PUBLISHED
 from maep_lightning.models.weights import write_weights
+from maep_lightning.tasks.classification import ClassifierTraining
 
 
 @pytest.mark.parametrize(("name", "millions"), [("resnet20", 0.27), ("resnet56", 0.85), ("wrn-28-10", 36.5)])
@@ -210,6 +213,31 @@ def test_load_classifier__takes_the_file_of_a_parallel_run(tmp_path):
     torch.save(nn.DataParallel(model).state_dict(), tmp_path / "weights.pth")
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(load_classifier(tmp_path / "weights.pth", "mlperf-resnet8", 10)(images), model(images))
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet8,size=16", "timm:resnet10t"])
+def test_load_classifier__takes_a_lightning_checkpoint(tmp_path, name):
+    task = ClassifierTraining(name, 4).eval()
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
+    trainer.strategy.connect(task)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(load_classifier(tmp_path / "last.ckpt", name, 4)(images), task.classifier(images))
+
+
+@pytest.mark.parametrize(
+    ("beside", "fits"),
+    [
+        ({"val_acc.correct": torch.tensor(3), "val_acc.total": torch.tensor(4)}, True),
+        ({"mean": torch.rand(3, 1, 1)}, False),  # a normalisation that would be lost
+        ({"teacher.conv1.weight": torch.rand(16, 3, 3, 3)}, False),
+    ],
+)
+def test_load_classifier__leaves_out_nothing_but_single_numbers(tmp_path, beside, fits):
+    state = {f"model.{key}": value for key, value in create_classifier("resnet8", 10).state_dict().items()}
+    torch.save({"state_dict": state | beside}, tmp_path / "last.ckpt")
+    with nullcontext() if fits else pytest.raises(ValueError, match="does not fit CifarResNet"):
+        load_classifier(tmp_path / "last.ckpt", "resnet8", 10)
 
 
 def test_load_classifier__takes_a_library_s_file_by_name(tmp_path):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from maep_lightning.models.layers import Normalize
 from maep_lightning.models.libraries import LIBRARIES, build, fetch
@@ -24,7 +23,7 @@ from maep_lightning.models.published import PUBLISHED
 from maep_lightning.models.resnet import CifarResNet, WideResNet
 from maep_lightning.models.resnet8 import MLPerfResNet8
 from maep_lightning.models.vgg import CifarVGG16
-from maep_lightning.models.weights import load_state, read_weights, write_weights
+from maep_lightning.models.weights import load_state, read_weights, strip_prefix, write_weights
 
 _OWN: dict[str, Callable[[int], nn.Module]] = {
     "resnet8": lambda num_classes: CifarResNet(1, num_classes),
@@ -182,8 +181,8 @@ def _from_state(path: Path, name: str, num_classes: int | None) -> nn.Module:
     if header:
         load_state(model, state, path)
     else:
-        consume_prefix_in_state_dict_if_present(state, "module.")  # as nn.DataParallel leaves it
-        load_state(unwrap(model), state, path)
+        network = unwrap(model)
+        load_state(network, strip_prefix(network, state), path)
     return model
 
 

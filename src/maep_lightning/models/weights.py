@@ -106,6 +106,28 @@ def check_archive(path: Path) -> None:
         raise ValueError(f"damaged archive: {damaged} does not have its checksum")
 
 
+def strip_prefix(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A network's tensors out of what holds it, such as a LightningModule or `nn.DataParallel`.
+
+    Args:
+        module: The network.
+        state: Tensors by name.
+
+    Returns:
+        Those of one prefix without it, where they are all that the network needs and no more, and beside them there are
+        just single numbers, such as the counts of a metric; `state` as it is where that is not so.
+    """
+    own = module.state_dict().keys()
+    needed = {name for name in own if not name.endswith("num_batches_tracked")}
+    some = min(needed)
+    for prefix in {name.removesuffix(some) for name in state if name.endswith(f".{some}")}:
+        inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        others = (value for name, value in state.items() if not name.startswith(prefix))
+        if needed <= inside.keys() <= own and all(value.numel() == 1 for value in others):
+            return inside
+    return state
+
+
 def load_state(module: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
     """Load weights strictly, with an error that names the file and what does not match.
 
