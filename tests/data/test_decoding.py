@@ -4,7 +4,8 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from maep_lightning.data.decoding import Decoder, read_rgb
+from maep_lightning.data.decoding import Decoder, image_suffixes, read_rgb
+from maep_lightning.data.folder import ImageFolder
 
 
 def picture(path, size=(50, 40)):
@@ -42,8 +43,24 @@ def test_read_rgb__bad_files_are_named(tmp_path):
     (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
     (tmp_path / "text.jpg").write_text("no image")
     Image.fromarray(np.zeros((32, 32), dtype=np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match=r"^\S*deep.png has more than 8 bits"):
+        read_rgb(tmp_path / "deep.png")
     for name, words in (
         ("cut.png", "is damaged"), ("text.jpg", "is damaged"), ("gone.jpg", "cannot be decoded"), ("deep.png", "8 bits")
     ):  # fmt: skip
         with pytest.raises(ValueError, match=rf"{name}.*{words}"):
             read_rgb(tmp_path / name)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("suffix", sorted({".avif", ".dds", ".jpg", ".qoi", ".webp"} & image_suffixes()))
+def test_bad_files__of_any_format_are_named(tmp_path, suffix):
+    path = picture(tmp_path / f"x{suffix}")
+    content = path.read_bytes()
+    # An AVIF without the box that says where its pixels are, and the first half of all others.
+    path.write_bytes(content.replace(b"iloc", b"free") if suffix == ".avif" else content[: len(content) // 2])
+    with pytest.raises(ValueError, match=rf"x{suffix} is damaged"):
+        read_rgb(path)
+    if suffix == ".avif":
+        with pytest.raises(ValueError, match=r"x\.avif cannot be read as an image"):
+            ImageFolder(tmp_path, 2)

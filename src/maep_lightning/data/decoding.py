@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)
-"""What Pillow raises on files that are damaged or no image."""
+UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
+"""What Pillow raises on files that are damaged or no image: RuntimeError on AVIF, ValueError on QOI, DDS and others."""
 
 
 @cache
@@ -46,10 +46,11 @@ def read_rgb(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            check_depth(image, path)
-            return image.convert("RGB")
+            image.load()
     except UNREADABLE as error:
         raise ValueError(f"{path} is damaged and cannot be decoded: {error}. Replace or remove it.") from error
+    check_depth(image, path)
+    return image.convert("RGB")
 
 
 @dataclass(frozen=True)

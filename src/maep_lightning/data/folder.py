@@ -48,9 +48,9 @@ def _checked_size(path: Path, image_size: int) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
-            check_depth(image, path)
     except UNREADABLE as error:
         raise ValueError(f"{path} cannot be read as an image: {error}. Replace or remove it.") from error
+    check_depth(image, path)
     if width % image_size or height % image_size:
         raise ValueError(
             f"{path} is {width}x{height} pixels; both must be {image_size} or a multiple of it. Crop or resize it "
