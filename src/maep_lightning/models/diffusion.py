@@ -103,7 +103,10 @@ class DiffusionPurifier(ImagePurifier):
 
     def _denoise(self, sample: Tensor, timestep: int) -> Tensor:
         predicted = self.unet(sample, timestep).sample
-        return self.scheduler.step(predicted, timestep, sample).prev_sample  # type: ignore[no-any-return]
+        result = self.scheduler.step(predicted, timestep, sample)
+        # Behind the last step there is no noise, which diffusers adds where that step does not begin at 0.
+        skips = timestep == self.timesteps[-1] and timestep > 0
+        return result.pred_original_sample if skips else result.prev_sample  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         """What the weights do not say; it goes into fingerprints."""
