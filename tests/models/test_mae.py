@@ -128,6 +128,34 @@ def test_forward__runs_at_other_resolutions_and_refuses_what_patches_do_not_divi
         mae(torch.rand(1, 3, 18, 16))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "side"),
+    [({"refine_kind": "deep", "patch_size": 2}, 34), ({"refine_kind": "convs", "patch_size": 3}, 33)],
+)
+def test_forward__says_what_the_refinement_cannot_take(overrides, side):
+    mae = tiny(refine_depth=2, refine_width=8, **overrides)
+    with pytest.raises(ValueError, match=rf"{side}x{side} pixels do not fit the {overrides['refine_kind']} refinement"):
+        mae(torch.rand(1, 3, side, side))
+    assert mae(torch.rand(1, 3, 36, 36)).images.shape == (1, 3, 36, 36)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"heads": 5}, "^width must be a multiple of heads.* 192 and 5 heads do not fit"),
+        ({"decoder_width": 18, "decoder_heads": 3}, "decoder_width must be a multiple .*of 4.* 18 and 3 heads"),
+        ({"patch_size": 0}, "patch_size must be at least 1, not 0"),
+        ({"heads": -3}, "heads must be at least 1, not -3"),
+        ({"depth": -1}, "depth must be at least 0, not -1"),
+        ({"refine_depth": 2, "refine_width": 0}, "refine_width must be at least 1, not 0"),
+        ({"refine_kind": "Deep"}, "refine_kind must be convs or deep, not 'Deep'"),
+    ],
+)
+def test_config__explains_what_makes_no_network(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        create_mae("mae_vit_tiny_patch4_32", **overrides)
+
+
 @pytest.mark.parametrize("name", ["mae_vit_tiny_patch4_32", "mae_vit_tiny_patch2_32", "maep_conv_patch4_32"])
 def test_shapes__run_at_their_size(name):
     mae = create_mae(name)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from timm.layers.norm import LayerNorm
@@ -15,6 +15,11 @@ from maep_lightning.functional.losses import masked_patch_loss, normalize_patche
 from maep_lightning.functional.masking import random_masking
 from maep_lightning.functional.patches import patchify, sincos_position_table, unpatchify
 from maep_lightning.models.layers import DeepRefinement, Normalize, Refinement
+
+RefineKind = Literal["convs", "deep"]
+
+_REFINE_SCALE: dict[RefineKind, int] = {"convs": 2, "deep": 4}
+"""Pixels of an image's side that become one in the coarsest map of a refinement."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,9 @@ class MAEConfig:
         norm_eps: What the last norm of encoder and of decoder add to the variance; facebookresearch/mae has 1e-6.
         mean: Per-channel mean of the input normalisation.
         std: Per-channel standard deviation of the input normalisation.
+
+    Raises:
+        ValueError: If a size is not positive, a width is no multiple of its heads and of 4, or `refine_kind` unknown.
     """
 
     image_size: int = 32
@@ -52,11 +60,29 @@ class MAEConfig:
     residual: bool = True
     refine_depth: int = 0
     refine_width: int = 64
-    refine_kind: Literal["convs", "deep"] = "convs"
+    refine_kind: RefineKind = "convs"
     squash: bool = False
     norm_eps: float = 1e-5
     mean: Sequence[float] = (0.5, 0.5, 0.5)
     std: Sequence[float] = (0.25, 0.25, 0.25)
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no network, in the words of the fields."""
+        sizes = ("image_size", "patch_size", "width", "heads", "decoder_width", "decoder_heads")
+        bounds = dict.fromkeys(sizes, 1) | {"depth": 0, "decoder_depth": 0, "refine_depth": 0}
+        bounds["refine_width"] = 1 if self.refine_depth else 0
+        for name, bound in bounds.items():
+            if getattr(self, name) < bound:
+                raise ValueError(f"{name} must be at least {bound}, not {getattr(self, name)}.")
+        for part in ("", "decoder_"):
+            width, heads = getattr(self, f"{part}width"), getattr(self, f"{part}heads")
+            if width % heads or width % 4:
+                raise ValueError(
+                    f"{part}width must be a multiple of {part}heads, each of which gets an equal part, and of 4 for the"
+                    f" table of positions; {width} and {heads} heads do not fit."
+                )
+        if self.refine_kind not in get_args(RefineKind):
+            raise ValueError(f"refine_kind must be {' or '.join(get_args(RefineKind))}, not {self.refine_kind!r}.")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain numbers and lists."""
@@ -247,12 +273,18 @@ class MaskedAutoencoder(nn.Module):
         """Patches per column and per row of `images` `(B, C, H, W)`.
 
         Raises:
-            ValueError: If the patch size does not divide the image.
+            ValueError: If the patch size, or the scale of the refinement, does not divide the image.
         """
         h, w = images.shape[-2:]
         p = self.config.patch_size
         if h % p or w % p:
             raise ValueError(f"Images of {h}x{w} pixels do not fit patches of {p}x{p}: resize or tile them first.")
+        scale = _REFINE_SCALE[self.config.refine_kind] if self.refinement is not None else 1
+        if h % scale or w % scale:
+            raise ValueError(
+                f"Images of {h}x{w} pixels do not fit the {self.config.refine_kind} refinement, whose maps have sides"
+                f" {scale} times smaller: resize or tile them to multiples of {scale}."
+            )
         return h // p, w // p
 
 
