@@ -32,6 +32,10 @@ def brightness(images):
 def make_function():
     return brightness
 
+def make_resized():
+    from maep_lightning.models.preprocessing import ResizedClassifier
+    return ResizedClassifier(Network(), 8)
+
 def fails():
     return 3
 """
@@ -142,6 +146,7 @@ def test_python__a_given_name_may_have_these_options_too(module):
         "edited:make",
         "edited:brightness,norm=half",
         "edited:make_function",
+        "edited:make_resized,size=8",
         "shim:make",
     ],
 )

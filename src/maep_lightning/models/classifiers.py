@@ -3,6 +3,7 @@
 import difflib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -216,13 +217,13 @@ def _check_classes(source: str | Path, classes: int, expected: int | None) -> No
 
 def _prepare(model: nn.Module, name: ClassifierName) -> nn.Module:
     """Put the normalisation and the input size that a name asks for before a network, in place of those it has."""
-    size = name.size
     if isinstance(model, ResizedClassifier):
-        size = size or model.size
-        model = model.network
+        model.network = _prepare(model.network, replace(name, size=None))
+        model.size = name.size or model.size
+        return model
     if name.norm is not None:
         if isinstance(getattr(model, "normalize", None), Normalize):
             model.normalize = Normalize(*name.norm)
         else:
             model = NormalizedClassifier(model, *name.norm)
-    return model if size is None else ResizedClassifier(model, size)
+    return model if name.size is None else ResizedClassifier(model, name.size)
