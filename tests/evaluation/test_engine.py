@@ -1,10 +1,13 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
 
+from maep_lightning.attacks.target import Target
 from maep_lightning.evaluation import Plan, evaluate
 from maep_lightning.evaluation.ledger import Ledger, LedgerError, Status
-from maep_lightning.evaluation.plan import PlanChangedError
+from maep_lightning.evaluation.plan import Manifest, PlanChangedError
 from maep_lightning.evaluation.rungs import unit_seed
 
 pytestmark = pytest.mark.usefixtures("_no_figure")
@@ -389,6 +392,31 @@ def test_evaluate__under_inference_mode_and_autocast(linear, tmp_path):
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         inside = run(linear, tmp_path / "b", case)
     assert inside.ledger_hash == plain.ledger_hash
+
+
+def test_evaluate__a_device_is_the_same_by_whatever_name(linear, tmp_path):
+    """As `cuda` is `cuda:0`."""
+    plain = run(linear, tmp_path / "a", samples=8)
+    named = evaluate(*linear.build(8), linear.plan(8), tmp_path / "b", device="cpu:0", progress=False, sanity=0)
+    assert named.manifest == plain.manifest
+
+
+@pytest.mark.parametrize("device", [None, "meta"])
+def test_evaluate__a_classifier_without_weights_is_where_the_purifier_is(linear, tmp_path, monkeypatch, device):
+    class Mean(nn.Module):
+        def forward(self, images):
+            return images.mean((2, 3))
+
+    bound = []
+    # The device meta has neither values nor autocast.
+    monkeypatch.setattr(Target, "is_random", lambda *args: False)
+    monkeypatch.setattr("maep_lightning.attacks.target.exact_arithmetic", nullcontext)
+    monkeypatch.setattr(Manifest, "bind", lambda *args: bound.append(args[6]) or {}["stop"])
+    purifier = nn.Conv2d(3, 3, 1, device="meta").eval()
+    images, labels = torch.rand(4, 3, 6, 6), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(KeyError, match="stop"):
+        evaluate(Mean().eval(), purifier, images, labels, linear.plan(4), tmp_path, device=device)
+    assert bound == ["meta"]
 
 
 def test_plan__refuses_unknown_threats_and_sizes():

@@ -54,13 +54,14 @@ class Target:
     Args:
         *stages: Networks in evaluation mode; the first takes images `(B, C, H, W)` in [0, 1], the last gives logits.
         draws: Calls whose majority is the prediction; 1 for a chain that is deterministic.
+        device: Where images are, for networks without weights; those with weights know it.
 
     Raises:
         ValueError: If a stage is in training mode, wrapped for distributed training, not in float32, or on
             another device than the others.
     """
 
-    def __init__(self, *stages: nn.Module, draws: int = 1) -> None:
+    def __init__(self, *stages: nn.Module, draws: int = 1, device: torch.device | None = None) -> None:
         if not stages:
             raise ValueError("A target needs at least one network.")
         for stage in stages:
@@ -73,16 +74,14 @@ class Target:
         self._modules = [module for stage in stages for module in stage.modules()]
         self._parameters = list({id(p): p for stage in stages for p in stage.parameters()}.values())
         self.draws = draws
+        self._device = device or torch.device("cpu")
         self.watch = GradientWatch()
         self._num_classes: int | None = None
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are; the CPU for a target without weights."""
-        for stage in self.stages:
-            for tensor in chain(stage.parameters(), stage.buffers()):
-                return tensor.device
-        return torch.device("cpu")
+        """Where the weights are; of a target without weights what it was told, else the CPU."""
+        return device_of(*self.stages) or self._device
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits.
@@ -174,6 +173,14 @@ class Target:
         if compiled or any(hasattr(stage, "_orig_mod") for stage in self.stages):
             return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
         return nullcontext()
+
+
+def device_of(*networks: nn.Module | None) -> torch.device | None:
+    """Where the first weights of some networks are; None where none has any, as a function has none."""
+    for network in networks:
+        for tensor in chain(network.parameters(), network.buffers()) if network is not None else ():
+            return tensor.device
+    return None
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from maep_lightning.attacks.target import Target
+from maep_lightning.attacks.target import Target, device_of
 from maep_lightning.evaluation import fingerprint
 from maep_lightning.evaluation.ladder import ladder
 from maep_lightning.evaluation.ledger import Ledger
@@ -57,10 +57,13 @@ def bind(
         ValueError: If the networks or the data cannot be evaluated as they are.
     """
     images, labels = checked_data(images, labels, plan.n)
-    bare, defended = Target(classifier), None if purifier is None else Target(*stages(purifier, classifier))
-    device = torch.device(device) if device is not None else bare.device
+    if device is None:
+        device = device_of(classifier, purifier) or "cpu"
+    device = torch.empty(0, device=device).device  # weights on `cuda` say that they are on `cuda:0`
+    bare = Target(classifier, device=device)
+    defended = None if purifier is None else Target(*stages(purifier, classifier), device=device)
     surrogate = surrogate if "transfer" in plan.threats else None
-    other = None if surrogate is None else Target(surrogate)
+    other = None if surrogate is None else Target(surrogate, device=device)
     stochastic = preflight(bare, defended, other, images, labels, plan, device)
     classes = bare.num_classes(pixels(images[:1], device))
     manifest = Manifest.bind(plan, classifier, purifier, images, labels, classes, device.type, surrogate, stochastic)

@@ -58,7 +58,7 @@ def evaluate(
         subject: Names for the report.
         cache_dir: Where attacks on the bare classifier are kept across runs; None for no such place.
         reference: A JSON file of published rows that the report prints beside these.
-        device: Where to compute; by default where the classifier is.
+        device: Where to compute; by default where the classifier is, or the purifier, if the classifier has no weights.
         workers: The processes; by default those of `torch.distributed`.
         progress: Whether to print progress on stderr.
         surrogate: The frozen classifier that the transfer threat attacks; needed for that one only.

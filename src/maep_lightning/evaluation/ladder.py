@@ -127,7 +127,8 @@ def ladder(
         title = attacks_title(("square",), settings)
         rungs.append(build("square", defended, attacks=("square",), context=whole_attack, title=title))
     if "bpda" in plan.threats:
-        through = Target(*(StraightThrough(stage) for stage in defended.stages[:-1]), defended.stages[-1])
+        *purifiers, last = defended.stages
+        through = Target(*(StraightThrough(stage) for stage in purifiers), last, device=defended.device)
         if random:
             parts = averaged.components(classes)
             title = f"BPDA-identity {' + '.join(parts)} ({plan.apgd_steps} steps, {plan.eot_draws} draws)"
@@ -166,4 +167,4 @@ def fixed(defended: Target, plan: Plan, classifier: Target) -> Target:
     seed = derived_seed(plan.seed, "coins")
     *purifiers, last = defended.stages
     judge = fix_coins(last, seed) if classifier.draws > 1 else last
-    return Target(*(fix_coins(stage, seed) for stage in purifiers), judge)
+    return Target(*(fix_coins(stage, seed) for stage in purifiers), judge, device=defended.device)

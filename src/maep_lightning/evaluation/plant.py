@@ -56,7 +56,7 @@ def planted_weakness(case: Case) -> Finding:
         if not bool(reach > 1e-6):
             continue
         planted += 1
-        target = Target(_Planted(case.whole.stages, direction, origin, reach))
+        target = Target(_Planted(case.whole.stages, direction, origin, reach), device=case.whole.device)
         label = torch.zeros(1, dtype=torch.int64, device=image.device)
         with target.guarded():
             attacked, _ = run_component(target, image, label, "apgd-ce", settings, case.plan.seed)

@@ -82,7 +82,8 @@ def full_gradient(case: Case) -> Finding:
     """S7: the exact gradient serves the attack no worse than the identity in its place."""
     if case.defended is None:
         return Finding("skip", "there is no purifier")
-    through = Target(*(StraightThrough(stage) for stage in case.defended.stages[:-1]), case.defended.stages[-1])
+    *purifiers, last = case.defended.stages
+    through = Target(*(StraightThrough(stage) for stage in purifiers), last, device=case.defended.device)
     exact = _apgd(case, case.defended, case.plan.eps, _steps(case))
     identity = _apgd(case, through, case.plan.eps, _steps(case))
     numbers = {

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maep_lightning.attacks.target import Target, isolated_rng
+from maep_lightning.attacks.target import Target, device_of, isolated_rng
 from maep_lightning.evaluation import fingerprint
 from maep_lightning.evaluation.ladder import ladder
 from maep_lightning.evaluation.ledger import Ledger, LedgerError, Status, Unit, unit_path, write_atomically
@@ -148,10 +148,11 @@ def recheck(
     _identify(manifest, plan, classifier, purifier, surrogate, images, labels, found)
     if found.faults:
         return found
-    bare = Target(classifier, draws=manifest.values["classifier_draws"])
+    device = device_of(classifier, purifier)
+    bare = Target(classifier, draws=manifest.values["classifier_draws"], device=device)
     defended = None
     if purifier is not None:
-        defended = Target(*stages(purifier, classifier), draws=manifest.values["whole_draws"])
+        defended = Target(*stages(purifier, classifier), draws=manifest.values["whole_draws"], device=device)
     if max(target.draws for target in (bare, defended) if target) > 1 and bare.device.type != manifest.values["device"]:
         found.faults.append(
             f"the system is stochastic, and its draws on {manifest.values['device']} cannot be repeated on"
