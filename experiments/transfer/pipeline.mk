@@ -2,12 +2,13 @@
 # GRID names grids of the YAML file, where not all are wanted; TRANSFER_ARGS are further arguments, such as --preview.
 include experiments/study.mk
 
-# CIFAR-100 has no public classifier in the data folder: one is trained once the images are there.
+# CIFAR-100 has no public classifier in the data folder: one is trained once the images are there, where the study asks for it.
 CIFAR100 := $(wildcard $(or $(MAEP_DATA_DIR),data)/cifar-100-python)
-$(eval $(call maep-classifier,configs/cifar10,runs/transfer/cifar100,$($(SCALE).overlays),$($(SCALE).classifier) \
-  --data.init_args.dataset cifar100))
+CIFAR100_RUN := runs/transfer/cifar100-$(SCALE)
+$(eval $(call maep-classifier,configs/cifar10,$(CIFAR100_RUN),$($(SCALE).overlays),$($(SCALE).classifier) \
+  --data.init_args.dataset cifar100 --model.init_args.classifier resnet20))
 
 .PHONY: transfer
-transfer: $(if $(CIFAR100),runs/transfer/cifar100/classifier/classifier.safetensors) | $(INSTALLED)
+transfer: $(if $(CIFAR100),$(if $(filter cpu gpu,$(SCALE)),$(CIFAR100_RUN)/classifier/classifier.safetensors)) | $(INSTALLED)
 	$(BIN)/python -m experiments.transfer.run experiments/transfer/$(SCALE).yaml --runs runs/transfer/$(SCALE) \
 	  $(foreach grid,$(GRID),--grid $(grid)) $(TRANSFER_ARGS)

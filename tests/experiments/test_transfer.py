@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +75,22 @@ def test_shipped_studies__name_purifiers_policies_and_attacks_that_exist(path):
     for cell in study.cells:
         materials.purifier(cell.purifier, cell.policy)
         assert cell.plan.n == cell.n
+
+
+@pytest.mark.parametrize("scale", ["smoke", "cpu", "gpu"])
+def test_make__trains_the_classifier_of_cifar100_that_the_study_names(tmp_path, scale):
+    root = STUDIES[0].parents[2]
+    (tmp_path / "cifar-100-python").mkdir()
+    command = ["make", "-n", "transfer", f"SCALE={scale}", f"VENV={sys.prefix}", "INSTALLED=Makefile"]
+    environment = os.environ | {"MAEP_DATA_DIR": str(tmp_path)}
+    made = subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True, text=True).stdout
+    (line,) = [line for line in made.splitlines() if "lightning fit " in line] or [""]
+    frozen = read_study(root / f"experiments/transfer/{scale}.yaml").classifiers.get("cifar100-resnet20")
+    assert bool(line) == (frozen is not None)
+    if frozen is not None:
+        assert f'echo "[classifier] done: {frozen.source}"' in made
+        assert line.split("--model.init_args.classifier ")[-1].split()[0] == "resnet20"  # the last one counts
+        assert scale in Path(frozen.source).parts[2]
 
 
 def test_expansion__is_the_product_of_the_axes(study, content):
