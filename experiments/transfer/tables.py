@@ -129,8 +129,8 @@ def best_rows(cells: Sequence[Measured]) -> dict[tuple[str, str], Row]:
 
 def headline(cells: Sequence[Measured]) -> Row | None:
     """The per-sample worst over all that the adversary is allowed; None where no attacker met the purifier."""
-    rows = [row for cell in cells if cell.cell.knowing for row in cell.defended]
-    return next((row for row in rows if row["threat"] == "worst"), None)
+    rows = [cell.defended[-1] for cell in cells if cell.cell.knowing]  # where there is one attack, it is the worst
+    return rows[0] if rows else None
 
 
 def retention(row: Row) -> float | None:

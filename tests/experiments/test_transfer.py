@@ -295,6 +295,18 @@ def test_reports__a_system_shows_the_figures_with_most_images_and_says_their_num
     assert headline(cells[:1]) is None
 
 
+def test_reports__a_single_attack_on_the_purifier_is_the_headline(study, content, tmp_path):
+    content["grids"]["blind"] |= {"purifier": "blur", "threats": ["whitebox:apgd-ce"]}
+    runs = tmp_path / "runs" / "study"
+    run.measure(study(), runs, CPU)
+    (cell,) = study().cells
+    assert headline([Measured.read(cell, runs / cell.folder)])["threat"] == "whitebox"
+    report = (runs / "report.md").read_text()
+    assert "measured for 1 of 1 systems" in report
+    *_, white, head = next(line for line in report.splitlines() if line.startswith("| blur")).split(" | ")
+    assert white == f"{head.removesuffix(' |')} (apgd-ce (2 steps))"
+
+
 def test_heatmap__columns_keep_budgets_that_are_not_the_published_ones():
     titles = ["apgd-ce (100 steps)", "square (20 queries)", "PGD-40 x 5", "AutoAttack standard", "reduced apgd-ce (x)"]
     labels = [column_of({"threat": "blind", "attack": title})[1] for title in titles]
