@@ -39,6 +39,11 @@ def column_of(row: dict[str, Any]) -> Column:
     return "blind", f"{name.title() if name == 'square' else name.upper() if name.islower() else name}{bracket}{budget}"
 
 
+def weakness(row: dict[str, Any]) -> tuple[float, int]:
+    """A key that puts the strongest attack first: by the accuracy it leaves, of equals that on most images."""
+    return (1.0 if row["acc_robust"] is None else row["acc_robust"]), -row["n"]
+
+
 def draw_heatmap(dataset: str, systems: Mapping[tuple[str, ...], Rows], path: Path) -> None:
     """Draw the accuracy of each system under each attack; what was not measured stays grey.
 
@@ -56,7 +61,7 @@ def draw_heatmap(dataset: str, systems: Mapping[tuple[str, ...], Rows], path: Pa
         for key, rows in systems.items():
             for row in rows.values() if key[1:3] == ball else ():
                 place = key[3:], column_of(row)
-                if place not in values or _sure(row) < _sure(values[place]):
+                if place not in values or weakness(row) < weakness(values[place]):
                     values[place] = row
         found = dict.fromkeys(column for _, column in values)
         panels.append((ball, values, sorted(found, key=lambda column: THREATS.index(column[0]))))
@@ -91,8 +96,3 @@ def draw_heatmap(dataset: str, systems: Mapping[tuple[str, ...], Rows], path: Pa
     figure.suptitle(title, fontsize=11, y=0.9 + 0.75 / figure.get_figheight())
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_figure(str(path), dpi=110, bbox_inches="tight")
-
-
-def _sure(row: dict[str, Any]) -> tuple[float, int]:
-    """Of two attacks in one column the stronger is shown."""
-    return (1.0 if row["acc_robust"] is None else row["acc_robust"]), -row["n"]

@@ -295,6 +295,25 @@ def test_reports__a_system_shows_the_figures_with_most_images_and_says_their_num
     assert headline(cells[:1]) is None
 
 
+def test_reports__of_several_cells_of_a_system_the_worst_counts_not_that_with_most_images():
+    row = {"purifier": "p", "acc_clean": 0.9, "acc_undefended_clean": 1.0, "ci95": [0.0, 1.0]}
+
+    def measured(n, left, attacks):
+        cell = Cell("digits", "c", "p", "native", "Linf", "8/255", n, 4, 0, threats=("none", *attacks, "bpda"))
+        kinds = ("none", ""), ("blind_worst", f"worst of {attacks}"), ("worst", f"worst of {attacks}, bpda")
+        rows = (row | {"n": n, "acc_robust": left, "threat": threat, "attack": title} for threat, title in kinds)
+        return Measured(cell, tuple(rows))
+
+    weak, strong = measured(200, 0.5, ["blind"]), measured(100, 0.25, ["blind:mi-fgsm"])
+    fewer = measured(50, 0.125, ["blind"])  # the attacks of the first on fewer images say less
+    cells = [weak, strong, fewer]
+    study = read_study(STUDIES[0])
+    study.purifiers["p"] = study.purifiers["maep"]
+    assert headline(cells)["acc_robust"] == 0.25
+    *_, worst, _, head = table(study, {weak.key: cells})[-1].removesuffix(" |").split(" | ")
+    assert worst == head == "25.0 % (0.0 to 100.0, n = 100), keeps 25.0 %"
+
+
 def test_reports__a_single_attack_on_the_purifier_is_the_headline(study, content, tmp_path):
     content["grids"]["blind"] |= {"purifier": "blur", "threats": ["whitebox:apgd-ce"]}
     runs = tmp_path / "runs" / "study"
