@@ -8,16 +8,17 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-THREATS = ("none", "noise", "transfer", "blind", "blind_worst", "square", "bpda", "whitebox", "worst")
+THREATS = ("none", "noise", "blind", "blind_worst", "square", "bpda", "eot", "whitebox", "fixed_coins", "worst")
 """From left to right: what the attacker knows."""
 HEADS = {
     "none": "clean",
     "noise": "random noise",
-    "transfer": "transfer",
     "blind_worst": "worst of\nall blind",
     "square": "queries",
     "bpda": "BPDA",
+    "eot": "EOT",
     "whitebox": "white-box",
+    "fixed_coins": "white-box,\ncoins fixed",
     "worst": "HEADLINE:\nworst of all",
 }
 PUBLISHED = (" (100 steps)", " (5000 queries)", " standard")

@@ -189,6 +189,11 @@ def _expand(grid: Mapping[str, Any], where: str, names: Mapping[str, Any], seed:
         "threats": ("none", *(threat for threat in _several(grid["threats"]) if threat != "none")),
         "optional": bool(grid.get("optional", False)),
     }
+    if "transfer" in shared["threats"]:
+        raise ValueError(
+            f"{where}: transfer attacks a surrogate classifier, and a study has none; leave it out, or measure it by"
+            " lightning test --config configs/cifar10/ladder.yaml."
+        )
     cells = []
     for dataset, ball, purifier, policy, classifier in product(
         axes["dataset"], axes["ball"], axes["purifier"], axes["policy"], axes["classifier"]

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ import yaml
 from PIL import Image
 
 from experiments.transfer import run
-from experiments.transfer.heatmap import column_of
+from experiments.transfer.heatmap import column_of, draw_heatmap
 from experiments.transfer.matrix import Cell, read_study
 from experiments.transfer.tables import Measured, headline, table
 from maep_lightning.evaluation.plan import Manifest
+from maep_lightning.evaluation.threats import Threat
 from maep_lightning.models.classifiers import create_classifier, save_classifier
 
 STUDIES = sorted(Path("experiments/transfer").resolve().glob("*.yaml"))
@@ -120,6 +122,7 @@ def test_expansion__grids_about_the_same_cell_join_their_threats(study, content)
         ({"classifier": "smal"}, "no classifier 'smal'.*Did you mean small"),
         ({"dataset": "digit"}, "no dataset 'digit'.*Did you mean digits"),
         ({"policy": "overlpa:16"}, "Unknown resolution policy 'overlpa:16'.*Did you mean overlap"),
+        ({"threats": ["transfer"]}, "grid 'blind': transfer attacks a surrogate classifier, and a study has none"),
         ({"threats": ["blind:fgms"]}, "grid 'blind': .*no attack 'fgms'.*Did you mean fgsm"),
         ({"ball": "Linf 8"}, "grid 'blind': "),
         ({"tile": 4}, "no option 'tile'"),
@@ -324,6 +327,13 @@ def test_reports__a_single_attack_on_the_purifier_is_the_headline(study, content
     assert "measured for 1 of 1 systems" in report
     *_, white, head = next(line for line in report.splitlines() if line.startswith("| blur")).split(" | ")
     assert white == f"{head.removesuffix(' |')} (apgd-ce (2 steps))"
+
+
+def test_heatmap__has_a_column_for_every_threat_of_a_study(tmp_path):
+    threats = {*get_args(Threat), "worst"} - {"transfer"}
+    rows = {(name, "a"): {"threat": name, "attack": "a", "acc_robust": 0.5, "n": 4} for name in threats}
+    draw_heatmap("digits", {("digits", "Linf", "8/255", "p", "native", "c"): rows}, tmp_path / "map.png")
+    assert (tmp_path / "map.png").stat().st_size > 0
 
 
 def test_heatmap__columns_keep_budgets_that_are_not_the_published_ones():
