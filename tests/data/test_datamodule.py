@@ -126,6 +126,12 @@ def test_unusable_test_and_monitor_sizes_are_refused():
         digits().monitor_set(201)
 
 
+@pytest.mark.parametrize("scale", [(1.0, 0.2), (0.0, 1.0), (0.5, 1.5), (0.5,)])
+def test_crop_scale_that_is_no_range_is_refused_at_once(scale):
+    with pytest.raises(ValueError, match="crop_scale must be two shares of the area in order"):
+        digits(crop_scale=scale)
+
+
 @pytest.mark.parametrize("name", ["batch_size", "eval_batch_size", "val_size", "seed", "num_workers"])
 def test_negative_numbers_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} must be at least"):

@@ -91,6 +91,7 @@ def test_own_entry__needs_a_spec_and_nothing_else(photos, monkeypatch):
         ({"dataset": "cifar10", "folder": "x"}, "cifar10 is not: leave them out, or choose 'folder'"),
         ({"dataset": "digits", "image_list": "x"}, "for data sets of image files"),
         ({"dataset": "cifar10", "label_space": "imagenet"}, "classes of cifar10 are not ImageNet's"),
+        ({"dataset": "imagenette", "label_space": "imagnet"}, "or imagenet, not 'imagnet'. Did you mean 'imagenet'"),
         ({"dataset": "imagenet", "image_size": 0}, "image_size must be at least 1"),
         ({"dataset": "imagenet", "crop_pct": 1.1}, "crop_pct must be above 0 and at most 1, not 1.1"),
         ({"dataset": "imagenets"}, "Did you mean 'imagenet'"),

@@ -4,6 +4,7 @@
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -48,6 +49,16 @@ def _reflect(index: Tensor, size: int) -> Tensor:
     return torch.where(index >= size, 2 * (size - 1) - index, index)
 
 
+def check_crop_scale(scale: Sequence[float]) -> None:
+    """Refuse what no training crop can take.
+
+    Raises:
+        ValueError: If `scale` is not two shares in order, above 0 and at most 1.
+    """
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f"crop_scale must be two shares of the area in order, above 0 and at most 1, not {scale}.")
+
+
 def random_resized_crop(
     images: Tensor,
     size: int,
@@ -73,8 +84,7 @@ def random_resized_crop(
     Raises:
         ValueError: If `scale` is not two shares in order, above 0 and at most 1.
     """
-    if not 0 < scale[0] <= scale[1] <= 1:
-        raise ValueError(f"crop_scale must be two shares of the area in order, above 0 and at most 1, not {scale}.")
+    check_crop_scale(scale)
     batch, _, height, width = images.shape
     rank, world_size = shard
     draws = torch.rand(4, batch * world_size, device=images.device, generator=generator)[:, rank::world_size]

@@ -7,7 +7,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from maep_lightning.data.augment import random_crop, random_resized_crop
+from maep_lightning.data.augment import check_crop_scale, random_crop, random_resized_crop
 from maep_lightning.data.folder import ImageFolder
 from maep_lightning.data.loader import EpochLoader, ImageLoader, stream_seed
 from maep_lightning.data.registry import ImageFiles, LabelledImages, LabelSpace
@@ -106,6 +106,8 @@ class ImageDataModule(LightningDataModule):
         self.augment, self.download = augment, download
         self.predict_folder, self.num_workers = predict_folder, num_workers
         self.crop_scale = self.spec.crop_scale if crop_scale is None else crop_scale
+        if self.crop_scale is not None:
+            check_crop_scale(self.crop_scale)
         self.memory_gb = memory_gb
         for name, least in {"batch_size": 1, "eval_batch_size": 1, "val_size": 0, "seed": 0, "num_workers": 0}.items():
             if getattr(self, name) < least:

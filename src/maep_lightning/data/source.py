@@ -3,8 +3,10 @@
 import math
 import os
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -72,6 +74,10 @@ class ImageSource:
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, not {self.image_size}.")
+        if self.label_space is not None and self.label_space not in get_args(LabelSpace):
+            close = get_close_matches(str(self.label_space), get_args(LabelSpace), n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"label_space must be own or imagenet, not {self.label_space!r}.{hint}")
         if not 0 < self.spec.crop_pct <= 1:
             raise ValueError(f"crop_pct must be above 0 and at most 1, not {self.crop_pct}.")
         if self._mapped and self.spec.class_indices is None:
