@@ -9,7 +9,7 @@ are written anew, from all cells of the study that are on file.
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
@@ -24,7 +24,7 @@ from experiments.transfer.tables import Measured, write_reports
 from maep_lightning.data.registry import LabelledImages
 from maep_lightning.data.source import ImageSource
 from maep_lightning.evaluation import Subject, evaluate
-from maep_lightning.evaluation.outlook import estimate, recall
+from maep_lightning.evaluation.outlook import estimate, is_about, recall
 from maep_lightning.evaluation.plan import Manifest
 from maep_lightning.evaluation.progress import clock
 from maep_lightning.evaluation.provenance import describe_run
@@ -163,6 +163,26 @@ def joined(part: Study, study: Study, runs: Path) -> Study:
     return replace(part, cells=tuple(cells))
 
 
+def outdated(cells: Iterable[Cell], materials: Materials, runs: Path) -> list[Cell]:
+    """The cells on file that are about other networks or images than the study names now; says how many.
+
+    Args:
+        cells: Some cells; those whose files are not there are not compared.
+        materials: Theirs.
+        runs: As in `measure`.
+    """
+    found = []
+    for cell in cells:
+        if (runs / cell.folder / "results.json").exists():
+            with suppress(FileNotFoundError, ValueError):
+                if not is_about(*materials.bench(cell), cell.plan, runs / cell.folder):
+                    found.append(cell)
+    if found:
+        names = ", ".join(cell.title for cell in found[:3]) + (", ..." if found[3:] else "")
+        say(f"{len(found)} cells on file are of other weights or images, and no part of the report: {names}")
+    return found
+
+
 def measure(study: Study, runs: Path, device: torch.device, part: Study | None = None, preview: bool = False) -> None:
     """Measure what is not on file yet, and report on all of the study that is.
 
@@ -195,6 +215,8 @@ def measure(study: Study, runs: Path, device: torch.device, part: Study | None =
         say(f"at most {clock(cost)}: {cell.title}")
     if preview:
         return
+    old = outdated((cell for cell in study.cells if cell not in ready), materials, runs)
+    study = replace(study, cells=tuple(cell for cell in study.cells if cell not in old))
     done, spent = 0.0, 0.0
     for number, (cell, cost) in enumerate(costs.items(), start=1):
         left = f"about {clock((total - done) * spent / done)} left" if done else "no estimate yet"

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -195,6 +196,49 @@ def test_measure__attacks_a_bare_classifier_once_for_all_purifiers(study, tmp_pa
     )
     run.measure(study(), tmp_path / "runs" / "study", CPU)
     assert made.count("blind:fgsm") == made.count("blind:bim") == 1
+
+
+@pytest.fixture
+def other_weights(content):
+    """Trains the classifier of the study anew, so to say."""
+
+    def replace():
+        torch.manual_seed(1)
+        save_classifier(create_classifier("resnet8", 10), Path(content["classifiers"]["small"]), "resnet8", 10)
+
+    return replace
+
+
+@pytest.mark.parametrize("preview", [False, True])
+def test_measure__changed_weights_are_found_before_anything_is_measured(
+    study, content, tmp_path, evaluated, other_weights, preview
+):
+    runs = tmp_path / "runs" / "study"
+    content["grids"]["blind"]["purifier"] = "median"
+    run.measure(study(), runs, CPU)
+    other_weights()
+    content["grids"]["blind"]["purifier"] = ["blur", "median"]
+    with pytest.raises(ValueError, match=r"median @ native before small.*classifier_weights: was"):
+        run.measure(study(), runs, CPU, preview=preview)
+    assert evaluated == ["median"]
+
+
+def test_reports__leave_out_what_was_measured_with_other_weights(study, content, tmp_path, other_weights, capsys):
+    runs, grid = tmp_path / "runs" / "study", content["grids"]["blind"]
+    content["grids"] = {name: grid | {"purifier": name} for name in ("blur", "median")}
+    run.measure(study(), runs, CPU, study(["median"]))
+    run.measure(study(), runs, CPU, study(["blur"]))
+
+    def reported():
+        return {row["purifier"] for row in json.loads((runs / "results.json").read_text())["rows"]}
+
+    assert reported() == {None, "blur", "median"}
+    other_weights()
+    (cell,) = study(["blur"]).cells
+    shutil.rmtree(runs / cell.folder)
+    run.measure(study(), runs, CPU, study(["blur"]))
+    assert reported() == {None, "blur"}
+    assert "1 cells on file are of other weights or images, and no part of the report: med" in capsys.readouterr().err
 
 
 def test_preview__says_what_it_costs_and_measures_nothing(study, tmp_path, evaluated, capsys):

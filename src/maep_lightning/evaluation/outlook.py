@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ from maep_lightning.evaluation.preview import Preview, price
 
 TIMED = 4
 """Images whose forward pass is timed for an estimate."""
+
+SYSTEM = (
+    "classifier_weights", "classifier_architecture", "purifier_weights", "purifier_architecture", "images", "labels"
+)  # fmt: skip
+"""What of a manifest says which networks and images it is about."""
 
 
 def estimate(
@@ -49,8 +55,11 @@ def estimate(
 
     Raises:
         ValueError: As `evaluate`.
+        PlanChangedError: As `evaluate`.
     """
     bound = bind(classifier, purifier, images, labels, plan, Path(run_dir), device, surrogate)
+    with suppress(FileNotFoundError):
+        bound.manifest.check(Path(run_dir))
     sample = pixels(bound.images[:TIMED], bound.device)
     seconds = {}
     for rung in bound.rungs:
@@ -85,14 +94,53 @@ def recall(
         run_dir: As in `evaluate`.
         device: Where it would compute.
     """
-    images, labels = checked_data(images, labels, plan.n)
     try:
         before = Manifest.read(Path(run_dir))
         content: dict[str, Any] = json.loads((Path(run_dir) / "results.json").read_text())
     except (FileNotFoundError, PlanChangedError):
         return None
-    stochastic = tuple(name for name in ("classifier", "whole") if before.values[f"{name}_draws"] > 1)
-    classes, kind = before.values["num_classes"], torch.device(device).type
-    now = Manifest.bind(plan, classifier, purifier, images, labels, classes, kind, None, stochastic)
+    now = _rebound(before, classifier, purifier, images, labels, plan, torch.device(device).type)
     finished = content.get("plan") == now.hash and all(row["complete"] for row in content["rows"])
     return content if finished else None
+
+
+def is_about(
+    classifier: nn.Module,
+    purifier: nn.Module | None,
+    images: Tensor,
+    labels: Tensor,
+    plan: Plan,
+    run_dir: str | Path,
+) -> bool:
+    """Whether the folder holds an evaluation of these very networks and images, by whatever packages and device.
+
+    Args:
+        classifier: As in `evaluate`.
+        purifier: As in `evaluate`.
+        images: As in `evaluate`.
+        labels: As in `evaluate`.
+        plan: As in `evaluate`, without the threat `transfer`.
+        run_dir: As in `evaluate`.
+    """
+    try:
+        before = Manifest.read(Path(run_dir))
+    except (FileNotFoundError, PlanChangedError):
+        return False
+    now = _rebound(before, classifier, purifier, images, labels, plan, before.values["device"])
+    return all(before.values[name] == now.values[name] for name in SYSTEM)
+
+
+def _rebound(
+    before: Manifest,
+    classifier: nn.Module,
+    purifier: nn.Module | None,
+    images: Tensor,
+    labels: Tensor,
+    plan: Plan,
+    device: str,
+) -> Manifest:
+    """The manifest of now, with what only forward passes tell from the one before."""
+    images, labels = checked_data(images, labels, plan.n)
+    stochastic = tuple(name for name in ("classifier", "whole") if before.values[f"{name}_draws"] > 1)
+    classes = before.values["num_classes"]
+    return Manifest.bind(plan, classifier, purifier, images, labels, classes, device, None, stochastic)

@@ -183,14 +183,26 @@ class Manifest:
         text = json.dumps({"hash": self.hash, "values": self.values}, indent=2, sort_keys=True) + "\n"
         if not path.exists():
             write_atomically(path, text.encode())
+        if self.check(run_dir):
+            write_atomically(path, text.encode())
+
+    def check(self, run_dir: Path) -> bool:
+        """Whether it asks for further threats than those that a run folder was started with.
+
+        Args:
+            run_dir: The folder.
+
+        Raises:
+            FileNotFoundError: If there is no evaluation in the folder.
+            PlanChangedError: If the folder was started with something else; the message names each field.
+        """
         before = self.read(run_dir)
         threats = before.values.get("threats", [])
         if (
             set(threats) < set(self.values["threats"])
             and before.values | {"threats": self.values["threats"]} == self.values
         ):
-            write_atomically(path, text.encode())
-            return
+            return True
         names = sorted(before.values.keys() | self.values.keys())
         changes = [
             f"{name}: was {_short(before.values.get(name))}, is {_short(self.values.get(name))}"
@@ -202,6 +214,7 @@ class Manifest:
                 f"{run_dir} holds an evaluation of something else ({'; '.join(changes)})."
                 " Restore that, or give another run_dir."
             )
+        return False
 
     @classmethod
     def read(cls, run_dir: Path) -> "Manifest":
