@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -147,17 +148,27 @@ def read_study(path: Path, only: Iterable[str] = ()) -> Study:
         only: Names of grids whose cells to take, with what those grids ask of them; all if there is none.
 
     Raises:
-        ValueError: If a name, an option or a value is unknown or missing; the message says where.
+        ValueError: If it is no YAML, or a name, an option or a value is unknown or missing; the message says where.
     """
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path.name}, line {mark.line + 1}" if mark else path.name
+        raise ValueError(f"{where}: this is no YAML: {getattr(error, 'problem', error)}.") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} is no study: it needs {', '.join(TOP)}.")
     _known(content, TOP, f"{path.name}: there is no entry")
     if missing := [name for name in TOP if name != "seed" and not content.get(name)]:
         raise ValueError(f"{path.name} lacks {', '.join(missing)}.")
+    for name in TOP[1:]:
+        _mapping(content[name], f"{path.name}: {name}")
     purifiers = {name: _entry(Trained, value, f"purifier {name}") for name, value in content["purifiers"].items()}
     classifiers = {name: _entry(Frozen, value, f"classifier {name}") for name, value in content["classifiers"].items()}
-    datasets = {name: {"dataset": name} | (options or {}) for name, options in content["datasets"].items()}
+    datasets = {
+        name: {"dataset": name} | _mapping(options or {}, f"data set {name}")
+        for name, options in content["datasets"].items()
+    }
     names = {"purifier": purifiers, "classifier": classifiers, "dataset": datasets}
     grids: dict[str, dict[str, Any]] = content["grids"]
     _known(only, grids, f"{path.name}: there is no grid")
@@ -173,13 +184,13 @@ def read_study(path: Path, only: Iterable[str] = ()) -> Study:
 
 
 def _expand(grid: Mapping[str, Any], where: str, names: Mapping[str, Any], seed: int) -> list[Cell]:
-    _known(grid, OPTIONS, f"{where}: there is no option")
+    _known(_mapping(grid, where), OPTIONS, f"{where}: there is no option")
     if missing := [name for name in ("dataset", "classifier", "purifier", "ball", "n", "threats") if name not in grid]:
         raise ValueError(f"{where} lacks {', '.join(missing)}.")
     axes = {axis: _several(grid.get(axis, "native")) for axis in AXES}
     for axis, known in names.items():
         _known(axes[axis], known, f"{where}: there is no {axis}")
-    budget = grid.get("budget", {})
+    budget = _mapping(grid.get("budget", {}), f"{where}: budget")
     _known(budget, BUDGETS, f"{where}: there is no budget")
     shared = {
         "n": grid["n"],
@@ -189,6 +200,8 @@ def _expand(grid: Mapping[str, Any], where: str, names: Mapping[str, Any], seed:
         "threats": ("none", *(threat for threat in _several(grid["threats"]) if threat != "none")),
         "optional": bool(grid.get("optional", False)),
     }
+    if wrong := [threat for threat in shared["threats"] if not isinstance(threat, str)]:
+        raise ValueError(f"{where}: the threat {wrong[0]!r} is no text such as blind or, without a space, blind:fgsm.")
     if "transfer" in shared["threats"]:
         raise ValueError(
             f"{where}: transfer attacks a surrogate classifier, and a study has none; leave it out, or measure it by"
@@ -210,9 +223,19 @@ def _expand(grid: Mapping[str, Any], where: str, names: Mapping[str, Any], seed:
 
 def _entry(kind: Any, value: Any, where: str) -> Any:
     """A purifier or a classifier, from its text alone or from its fields."""
-    options = value if isinstance(value, dict) else {fields(kind)[0].name: value}
+    text = fields(kind)[0].name
+    options = _mapping({text: value} if isinstance(value, str) else value, where)
     _known(options, [item.name for item in fields(kind)], f"{where}: there is no option")
+    if not isinstance(options.get(text), str):
+        raise ValueError(f"{where} lacks {text}.")
     return kind(**options)
+
+
+def _mapping(value: Any, what: str) -> dict[str, Any]:
+    """Refuse what is no mapping."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} must be names with values, such as `name: value`, not {reprlib.repr(value)}.")
+    return value
 
 
 def _several(value: Any) -> tuple[Any, ...]:

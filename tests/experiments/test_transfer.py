@@ -147,6 +147,34 @@ def test_unknown_purifier_and_classifier_texts__name_the_cell(study, content, tm
         run.measure(study(), tmp_path / "runs" / "study", CPU)
 
 
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("purifiers", ["median:3"], "study.yaml: purifiers must be names with values.*not ..median:3"),
+        ("purifiers", {"median": ["median:3"]}, "purifier median must be names with values"),
+        ("purifiers", {"median": {"trained_on": "paint"}}, "purifier median lacks spec"),
+        ("datasets", {"digits": "digits"}, "data set digits must be names with values"),
+        ("grids", [{"n": 4}], "study.yaml: grids must be names with values"),
+        ("grids", {"blind": ["digits"]}, "grid 'blind' must be names with values"),
+        ("grid", {"budget": [2]}, "grid 'blind': budget must be names with values"),
+        ("grid", {"threats": [{"blind": "fgsm"}]}, "grid 'blind': the threat .* is no text such as blind"),
+    ],
+)
+def test_read_study__says_in_a_line_what_is_no_mapping(study, content, part, value, message):
+    if part == "grid":
+        part, value = "grids", {"blind": content["grids"]["blind"] | value}
+    content[part] = value
+    with pytest.raises(ValueError, match=message) as found:
+        study()
+    assert "\n" not in str(found.value)
+
+
+def test_read_study__says_in_a_line_where_a_file_is_no_yaml(tmp_path):
+    (tmp_path / "study.yaml").write_text("purifiers:\n  blur: [gaussian:0.5\nclassifiers:\n")
+    with pytest.raises(ValueError, match=r"^study.yaml, line 3: this is no YAML: .*\.$"):
+        read_study(tmp_path / "study.yaml")
+
+
 def test_grids__may_be_chosen_by_name(study):
     with pytest.raises(ValueError, match=r"no grid 'blnd'.*Did you mean blind"):
         study(["blnd"])
