@@ -76,7 +76,7 @@ class Materials:
             policy=cell.policy,
             dataset=options.pop("dataset"),
             root=options.pop("root", None),
-            images=options,
+            images=options | {"test_limit": cell.n},
         )
 
     def subject(self, cell: Cell) -> Subject:

@@ -19,6 +19,8 @@ from experiments.transfer import run
 from experiments.transfer.heatmap import column_of, draw_heatmap
 from experiments.transfer.matrix import Cell, read_study
 from experiments.transfer.tables import Measured, headline, table
+from maep_lightning.cli import main
+from maep_lightning.data import ImageSource
 from maep_lightning.evaluation.plan import Manifest
 from maep_lightning.evaluation.threats import Threat
 from maep_lightning.models.classifiers import create_classifier, save_classifier
@@ -267,6 +269,17 @@ def test_reports__leave_out_what_was_measured_with_other_weights(study, content,
     run.measure(study(), runs, CPU, study(["blur"]))
     assert reported() == {None, "blur"}
     assert "1 cells on file are of other weights or images, and no part of the report: med" in capsys.readouterr().err
+
+
+def test_verify__reads_no_more_images_than_the_cell_has(study, content, tmp_path, monkeypatch, capsys):
+    content["grids"]["blind"]["purifier"] = "blur"
+    runs, read = tmp_path / "runs" / "study", []
+    run.measure(study(), runs, CPU)
+    real = ImageSource.decoded
+    monkeypatch.setattr(ImageSource, "decoded", lambda self, data: read.append(len(data.labels)) or real(self, data))
+    main(["verify", str(runs / study().cells[0].folder)])
+    assert "verified" in capsys.readouterr().out
+    assert read == [4]
 
 
 def test_preview__says_what_it_costs_and_measures_nothing(study, tmp_path, evaluated, capsys):
