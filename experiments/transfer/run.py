@@ -24,6 +24,7 @@ from experiments.transfer.tables import Measured, write_reports
 from maep_lightning.data.registry import LabelledImages
 from maep_lightning.data.source import ImageSource
 from maep_lightning.evaluation import Subject, evaluate
+from maep_lightning.evaluation.normalization import check_normalization
 from maep_lightning.evaluation.outlook import estimate, is_about, recall
 from maep_lightning.evaluation.plan import Manifest
 from maep_lightning.evaluation.progress import clock
@@ -32,6 +33,9 @@ from maep_lightning.evaluation.recheck import Sources
 from maep_lightning.models.classifiers import load_classifier
 from maep_lightning.models.policies import apply_policy
 from maep_lightning.models.registry import load_purifier
+
+CHECKED = 64
+"""Images of a data set that a classifier is looked at with before it is attacked."""
 
 
 class Bench(NamedTuple):
@@ -163,6 +167,20 @@ def joined(part: Study, study: Study, runs: Path) -> Study:
     return replace(part, cells=tuple(cells))
 
 
+def warn(cells: Iterable[Cell], materials: Materials) -> None:
+    """Say once for each classifier and data set if the classifier does not get its images as it was trained to.
+
+    Args:
+        cells: What is going to be measured; of the same pair that with most images is looked at.
+        materials: Theirs.
+    """
+    pairs = {(cell.classifier, cell.dataset): cell for cell in sorted(cells, key=lambda cell: cell.n)}
+    for (classifier, dataset), cell in pairs.items():
+        bench = materials.bench(cell)
+        for warning in check_normalization(bench.classifier, bench.images[:CHECKED], bench.labels[:CHECKED]).warnings:
+            say(f"warning: {classifier} on {dataset}: {warning}")
+
+
 def outdated(cells: Iterable[Cell], materials: Materials, runs: Path) -> list[Cell]:
     """The cells on file that are about other networks or images than the study names now; says how many.
 
@@ -206,6 +224,7 @@ def measure(study: Study, runs: Path, device: torch.device, part: Study | None =
             if recall(*bench, cell.plan, folder, device) is None:
                 options = {"cache_dir": attacks, "device": device, "planned": planned}
                 costs[cell] = estimate(*bench, cell.plan, folder, **options).attacks
+    warn(costs, materials)
     total = sum(costs.values())
     say(
         f"{len(ready)} cells, {len(ready) - len(costs)} of them on file; at most about {clock(total)} for the others if"

@@ -21,6 +21,7 @@ from experiments.transfer.matrix import Cell, read_study
 from experiments.transfer.tables import Measured, headline, table
 from maep_lightning.cli import main
 from maep_lightning.data import ImageSource
+from maep_lightning.evaluation.normalization import NormalizationCheck
 from maep_lightning.evaluation.plan import Manifest
 from maep_lightning.evaluation.threats import Threat
 from maep_lightning.models.classifiers import create_classifier, save_classifier
@@ -280,6 +281,23 @@ def test_verify__reads_no_more_images_than_the_cell_has(study, content, tmp_path
     main(["verify", str(runs / study().cells[0].folder)])
     assert "verified" in capsys.readouterr().out
     assert read == [4]
+
+
+def test_measure__warns_once_of_a_classifier_that_does_not_get_its_images_as_it_was_trained_to(
+    study, content, tmp_path, monkeypatch, capsys
+):
+    checks = []
+
+    def check(classifier, images, labels):
+        checks.append(len(images))
+        return NormalizationCheck(len(images), 0, {}, None, ("add norm=255.",))
+
+    monkeypatch.setattr(run, "check_normalization", check)
+    content["grids"]["more"] = content["grids"]["blind"] | {"n": 5}
+    for preview in (True, False, False):
+        run.measure(study(), tmp_path / "runs" / "study", CPU, preview=preview)
+    assert checks == [5, 5]  # nothing is left for the third
+    assert capsys.readouterr().err.count("[transfer] warning: small on digits: add norm=255.\n") == 2
 
 
 def test_preview__says_what_it_costs_and_measures_nothing(study, tmp_path, evaluated, capsys):
