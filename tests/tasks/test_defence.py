@@ -1,3 +1,4 @@
+import warnings
 from unittest.mock import MagicMock
 
 import pytest
@@ -77,6 +78,34 @@ def test_fsdp__trains_through_attacks_on_sharded_weights_as_without(task, fsdp, 
     assert sharded.keys() == expected.keys()
     for name, value in sharded.items():
         torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=1e-5)
+
+
+NEAREST = """
+import torch
+from maep_lightning.data import ImageDataModule
+
+images, labels = ImageDataModule("digits").train_set()
+MEANS = torch.stack([images[labels == k].float().mean(0).flatten() for k in range(10)])
+
+def classify(images):
+    return -(images.flatten(1)[:, None] - MEANS).square().mean(2).sqrt()  # of pixels from 0 to 255
+"""
+
+
+@pytest.mark.parametrize(("norm", "warned"), [("imagenet", True), ("255", False)])
+def test_fit__says_that_the_normalisation_of_the_classifier_is_wrong(tmp_path, monkeypatch, norm, warned):
+    (tmp_path / "nearest_digit.py").write_text(NEAREST)
+    monkeypatch.syspath_prepend(tmp_path)
+    stage = PurifierFinetuning(
+        f"python:nearest_digit:classify,norm={norm}", overrides=SMALL, attack=PairAttack(steps=0)
+    )
+    trainer = Trainer(
+        fast_dev_run=1, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, logger=False
+    )
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(stage, ImageDataModule("digits", batch_size=8, train_limit=8, val_size=64))
+    assert any("Add norm=255 to classifier_name" in str(warning.message) for warning in caught) == warned
 
 
 def test_fsdp__refuses_to_average_weights(task, fsdp, tmp_path):

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
+from maep_lightning.evaluation.normalization import check_normalization
 from maep_lightning.models.classifiers import load_classifier
 from maep_lightning.models.lora import Target, inject_lora
 from maep_lightning.models.mae import MaskedAutoencoder
@@ -15,6 +17,9 @@ from maep_lightning.tasks.base import Optimization, Task
 from maep_lightning.tasks.start import start_purifier
 
 Trainable = Literal["all", "decoder"]
+
+CHECKED = 64
+"""Held-out images that the classifier is looked at with before training."""
 
 
 @dataclass
@@ -139,10 +144,14 @@ class PurifierTask(Task):
         return self.purifier
 
     def on_fit_start(self) -> None:
-        """Also keep frozen networks in evaluation mode, which Lightning does not promise."""
+        """Also keep frozen networks in evaluation mode, and warn of a classifier that gets its images wrongly."""
         super().on_fit_start()
         for network in self.frozen().values():
             network.eval()
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if shown := min(CHECKED, getattr(data, "val_size", 0)):
+            for warning in check_normalization(self.classifier, *data.monitor_set(shown)).warnings:
+                rank_zero_warn(warning)
 
     def export(self, path: Path, provenance: dict[str, Any]) -> None:
         """Write the purifier, adapters merged."""
