@@ -5,8 +5,8 @@ include experiments/study.mk
 # CIFAR-100 has no public classifier in the data folder: one is trained once the images are there, where the study asks for it.
 CIFAR100 := $(wildcard $(or $(MAEP_DATA_DIR),data)/cifar-100-python)
 CIFAR100_RUN := runs/transfer/cifar100-$(SCALE)
-$(eval $(call maep-classifier,configs/cifar10,$(CIFAR100_RUN),$($(SCALE).overlays),$($(SCALE).classifier) \
-  --data.init_args.dataset cifar100 --model.init_args.classifier resnet20))
+$(eval $(call maep-classifier,configs/cifar100,$(CIFAR100_RUN),$($(SCALE).overlays),$($(SCALE).classifier) \
+  --model.init_args.classifier resnet20))
 
 .PHONY: transfer
 transfer: $(if $(CIFAR100),$(if $(filter cpu gpu,$(SCALE)),$(CIFAR100_RUN)/classifier/classifier.safetensors)) | $(INSTALLED)
