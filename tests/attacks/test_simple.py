@@ -1,8 +1,9 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from maep_lightning.attacks.simple import SIMPLE, random_corner, simple_attack
+from maep_lightning.attacks.simple import SIMPLE, diverse_input, random_corner, simple_attack
 
 EPS = 0.05
 
@@ -70,3 +71,54 @@ def test_random_corner__lies_on_the_sphere(images, norm, order):
 def test_simple_attack__l1_is_refused(linear, images):
     with pytest.raises(ValueError, match="L1"):
         simple_attack(linear, images, torch.zeros(6, dtype=torch.int64), "fgsm", EPS, "L1")
+
+
+@pytest.mark.oracle
+def test_diverse_input__is_the_shrunk_image_at_any_place_of_a_black_canvas():
+    generator = torch.Generator().manual_seed(0)
+    images, seen = torch.rand(2, 3, 20, 40, generator=generator) + 0.1, set()
+    for _ in range(200):
+        moved = diverse_input(images, 1.0, generator)
+        assert moved.shape == images.shape
+        filled = (moved > 0).all(1).all(0)
+        rows, columns = filled.any(1).nonzero()[:, 0], filled.any(0).nonzero()[:, 0]
+        top, height, left, width = int(rows[0]), len(rows), int(columns[0]), len(columns)
+        inside = F.interpolate(images, (height, width), mode="bilinear")
+        torch.testing.assert_close(moved[..., top : top + height, left : left + width], inside)
+        assert torch.count_nonzero(moved) == inside.numel()
+        seen.add((height, width, top, left))
+    heights, widths, tops, lefts = zip(*seen, strict=True)
+    assert (min(heights), max(heights), min(widths), max(widths)) == (18, 19, 36, 39)
+    assert ({*tops}, {*lefts}) == ({0, 1, 2}, {0, 1, 2, 3, 4})
+
+
+def test_diverse_input__leaves_images_alone_as_often_as_it_is_told():
+    images, generator = torch.rand(1, 3, 32, 32), torch.Generator().manual_seed(0)
+    same = sum(diverse_input(images, 0.25, generator) is images for _ in range(2000))
+    assert 0.7 < same / 2000 < 0.8
+
+
+def test_di_mi_fgsm__finds_what_does_not_hang_on_the_place_of_a_pixel():
+    """Of two ways to the wrong class, the one through a fine grid is twice as steep, and dies when resampled."""
+    side = 40
+    grid = torch.ones(side, side)
+    grid[:, 1::2] = -1
+    steep, broad = torch.stack([grid] * 3) * 2, torch.ones(3, side, side)
+    weight = torch.stack([torch.zeros(3, side, side), (steep + broad)])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * side * side, 2, bias=False)).eval()
+    model[1].weight.data = weight.flatten(1) / weight.numel()
+    images, labels = torch.full((1, 3, side, side), 0.5), torch.tensor([0])
+    gain = {}
+    for name in ("mi-fgsm", "di-mi-fgsm"):
+        torch.manual_seed(0)
+        delta = simple_attack(model, images, labels, name, EPS) - images
+        assert delta.abs().max() <= EPS + 1e-6
+        gain[name] = float((delta * broad).sum())
+    assert gain["di-mi-fgsm"] > gain["mi-fgsm"] + 0.1 * EPS * broad.numel()
+
+
+def test_di_mi_fgsm__without_diversity_is_mi_fgsm(monkeypatch, linear, images):
+    labels = torch.tensor([0, 1, 0, 1, 1, 0])
+    plain = simple_attack(linear, images, labels, "mi-fgsm", EPS)
+    monkeypatch.setattr("maep_lightning.attacks.simple.diverse_input", lambda images, *_: images)
+    assert torch.equal(simple_attack(linear, images, labels, "di-mi-fgsm", EPS), plain)

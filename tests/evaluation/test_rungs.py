@@ -4,6 +4,7 @@ from torch import nn
 
 from maep_lightning.attacks.simple import SIMPLE, simple_attack
 from maep_lightning.evaluation import Plan, evaluate
+from maep_lightning.evaluation.binding import bind
 from maep_lightning.evaluation.ledger import Ledger, Status
 from maep_lightning.evaluation.plan import PlanChangedError
 from maep_lightning.evaluation.recheck import recheck
@@ -124,7 +125,7 @@ def test_plan__l1_has_no_simple_attacks():
         Plan(eps="1", norm="L1", threats=("none", "blind_worst"))
 
 
-NAMED = ("none", "blind:fgsm", "blind:pgd", "blind:apgd-ce+square", "whitebox:apgd-ce+apgd-t")
+NAMED = ("none", "blind:fgsm", "blind:pgd", "blind:di-mi-fgsm", "blind:apgd-ce+square", "whitebox:apgd-ce+apgd-t")
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +146,7 @@ def test_named_attacks__each_has_a_row_under_its_threat_model(named):
         ("none", "none"),
         ("blind", "FGSM"),
         ("blind", "PGD-40 x 5"),
+        ("blind", "DI-MI-FGSM"),
         ("blind", "apgd-ce (6 steps) + square (5 queries)"),
         ("whitebox", "apgd-ce (6 steps) + apgd-t (6 steps)"),
         ("worst", f"worst of {', '.join(NAMED[1:])}"),
@@ -182,6 +184,16 @@ def test_named_attacks__are_made_once_for_every_purifier(named, linear, monkeypa
     plan = linear.plan(8, threats=("none", *(name for name in NAMED if name.startswith("blind"))))
     case = (classifier, nn.Identity().eval(), images, labels)
     assert evaluate(*case, plan, tmp_path, cache_dir=folder / "cache", progress=False, sanity=0).complete
+
+
+def test_named_attacks__one_that_came_later_leaves_the_fingerprints_of_the_others(linear, tmp_path):
+    """A run from before `di-mi-fgsm` was known has to stay readable."""
+    plan = linear.plan(8, threats=("none", "blind:mi-fgsm", "blind:di-mi-fgsm", "blind_worst"))
+    context = {rung.name: rung.context for rung in bind(*linear.build(8), plan, tmp_path, None, None).rungs}
+    assert context["blind:mi-fgsm"]["simple"]["mi-fgsm"] == [10, 0.1, 1.0, False]
+    assert context["blind:di-mi-fgsm"]["di-mi-fgsm"] == [10, 0.1, 1.0, False, 0.5]
+    for earlier in ("blind:mi-fgsm", "blind_worst"):
+        assert "di-mi-fgsm" not in str({**context[earlier], "threat": None})
 
 
 def test_evaluate__goes_on_with_further_threats_in_the_same_folder(linear, tmp_path, monkeypatch):

@@ -9,10 +9,10 @@ import torchvision
 from PIL import Image
 from scipy import ndimage
 
-from maep_lightning.models.baselines import BitDepth, Gaussian, Identity, Jpeg, Median, Noise, Resize
+from maep_lightning.models.baselines import BitDepth, Gaussian, Identity, Jpeg, Median, Mirror, Noise, Resize
 from maep_lightning.models.registry import load_purifier
 
-ALL = ["identity", "jpeg:75", "bit-depth:4", "median:3", "gaussian:0.8", "resize:28", "noise:8/255"]
+ALL = ["identity", "jpeg:75", "bit-depth:4", "median:3", "gaussian:0.8", "resize:28", "mirror", "noise:8/255"]
 
 
 def pictures(size=32, count=2):
@@ -50,6 +50,16 @@ def test_jpeg__is_torchvisions(quality):
     pixels = (images * 255).round().to(torch.uint8)
     expected = torch.stack([torchvision.io.decode_jpeg(torchvision.io.encode_jpeg(image, quality)) for image in pixels])
     assert torch.equal(Jpeg(quality)(images), expected / 255)
+
+
+@pytest.mark.oracle
+def test_mirror__is_pillows_and_its_gradient_is_mirrored_back():
+    images = (pictures() * 255).round() / 255
+    for image, mirrored in zip(images, Mirror()(images), strict=True):
+        whole, other = (Image.fromarray((x * 255).byte().permute(1, 2, 0).numpy()) for x in (image, mirrored))
+        assert whole.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes() == other.tobytes()
+    weight = torch.rand(images.shape, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(gradient_of(Mirror(), images, weight), Mirror()(weight))
 
 
 @pytest.mark.oracle

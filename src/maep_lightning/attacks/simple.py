@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from maep_lightning.attacks.pgd import lengths, pgd
@@ -22,12 +23,14 @@ class Recipe:
         step: Length of a step, as a fraction of the radius.
         momentum: Decay of the accumulated gradient; None for no momentum.
         random_start: Whether to start from a random point of the ball.
+        diversity: Probability with which a step's gradient is taken through `diverse_input`.
     """
 
     steps: int
     step: float
     momentum: float | None = None
     random_start: bool = False
+    diversity: float = 0.0
 
 
 SIMPLE = {
@@ -42,9 +45,16 @@ SIMPLE = {
 }
 """The attacks by name; `pgd-2` to `pgd-5` are further random starts."""
 
+RECIPES = SIMPLE | {
+    "di-mi-fgsm": Recipe(10, 0.1, momentum=1.0, diversity=0.5),  # Xie et al. 2019, M-DI2-FGSM
+}
+"""All that `simple_attack` knows; those beyond `SIMPLE` are measured where they are named, and in no "worst of"."""
+
 RESTARTS = tuple(name for name in SIMPLE if name.startswith("pgd"))
 
 NOISE_DRAWS = 100
+
+_LEAST_SHRUNK = 0.9
 
 
 def simple_attack(
@@ -62,10 +72,10 @@ def simple_attack(
         model: Images `(B, C, H, W)` in [0, 1] to logits `(B, K)`.
         images: `(B, C, H, W)` in [0, 1].
         labels: `(B,)`.
-        name: One of `SIMPLE`.
+        name: One of `RECIPES`.
         eps: Radius on the [0, 1] scale.
         norm: `Linf` or `L2`; in L2 a step is of the gradient's direction in place of its sign.
-        generator: Source of random starts, on the device of `images`; the global one if None.
+        generator: Source of random starts and diverse inputs, on the device of `images`; the global one if None.
 
     Returns:
         The last iterate `(B, C, H, W)`, in [0, 1] and in the ball.
@@ -73,11 +83,42 @@ def simple_attack(
     Raises:
         ValueError: If the radius cannot be meant, or the norm is not supported.
     """
-    recipe = SIMPLE[name]
+    recipe = RECIPES[name]
+
+    def attacked(iterate: Tensor) -> Tensor:
+        return model(diverse_input(iterate, recipe.diversity, generator) if recipe.diversity else iterate)
+
     return pgd(
-        model, images, labels, eps, recipe.step * eps, recipe.steps, norm, recipe.random_start, generator,
+        attacked, images, labels, eps, recipe.step * eps, recipe.steps, norm, recipe.random_start, generator,
         momentum=recipe.momentum,
     )  # fmt: skip
+
+
+def diverse_input(images: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
+    """Images shrunk a little and put at a random place of a black canvas of their size, or left as they are.
+
+    The input diversity of Xie et al. 2019, "Improving transferability of adversarial examples with input diversity": a
+    perturbation that survives it does not depend on being aligned with the pixels. The paper enlarges images of 299
+    pixels to 330; classifiers of one size need the size kept, so the shrunk side is uniform from 0.9 of the whole one,
+    as in torchattacks. One draw serves the whole batch.
+
+    Args:
+        images: `(B, C, H, W)` in [0, 1].
+        probability: That they are changed at all.
+        generator: Source of the draws; the CPU's global one if None, from which nothing has to be fetched.
+
+    Returns:
+        `(B, C, H, W)` in [0, 1], differentiable.
+    """
+    device = torch.device("cpu") if generator is None else generator.device
+    chance, share, down, right = torch.rand(4, device=device, generator=generator).tolist()
+    if chance >= probability:
+        return images
+    sides = images.shape[-2:]
+    shrunk = [int(side * (_LEAST_SHRUNK + (1 - _LEAST_SHRUNK) * share)) for side in sides]
+    top, left = (int(draw * (side - small + 1)) for draw, side, small in zip((down, right), sides, shrunk, strict=True))
+    small = F.interpolate(images, shrunk, mode="bilinear", align_corners=False)
+    return F.pad(small, (left, sides[1] - shrunk[1] - left, top, sides[0] - shrunk[0] - top))
 
 
 def random_corner(images: Tensor, eps: float, norm: Norm, generator: torch.Generator) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 from maep_lightning.attacks.autoattack import LEAST_CLASSES
 from maep_lightning.attacks.bpda import StraightThrough
 from maep_lightning.attacks.coins import fix_coins
-from maep_lightning.attacks.simple import NOISE_DRAWS, SIMPLE
+from maep_lightning.attacks.simple import NOISE_DRAWS, RECIPES, SIMPLE, Recipe
 from maep_lightning.attacks.target import Target
 from maep_lightning.evaluation.expectation import eot_attacks, eot_title, expectation_rung
 from maep_lightning.evaluation.fingerprint import PACKAGES
@@ -80,7 +80,7 @@ def ladder(
     whole = of("classifier", "purifier") | by("whole_draws")
     whole_attack = whole | by(*attack)
     averaged, expectation = replace(settings, version="rand"), whole_attack | by("eot_draws", "eot_steps")
-    recipes = {"simple": {name: list(asdict(recipe).values()) for name, recipe in SIMPLE.items()}}
+    recipes = {"simple": {name: _fields(recipe) for name, recipe in SIMPLE.items()}}
     simple = by("norm", "eps") | recipes
     worst_of_simple = f"worst of {', '.join(SIMPLE_TITLES.values())}"
     rungs.append(clean_rung(CLEAN, defended, whole))
@@ -97,11 +97,13 @@ def ladder(
             if few := [name for name in attacks if classes < LEAST_CLASSES.get(name, 2)]:
                 raise ValueError(f"{text}: {few[0]} needs {LEAST_CLASSES[few[0]]} classes, and there are {classes}.")
             title = attacks_title(threat.attacks, settings)
+            further = {name: _fields(RECIPES[name]) for name in attacks if name in RECIPES and name not in SIMPLE}
             if kind == "whitebox":
-                found.append(build(text, defended, attacks=attacks, context=whole_attack | recipes, title=title))
+                context = whole_attack | recipes | further
+                found.append(build(text, defended, attacks=attacks, context=context, title=title))
                 continue
-            budgets = {} if set(attacks) <= set(SIMPLE) else by(*attack)
-            origin = of("classifier") | simple | budgets | {"threat": text}
+            budgets = {} if set(attacks) <= set(RECIPES) else by(*attack)
+            origin = of("classifier") | simple | further | budgets | {"threat": text}
             context = whole | origin
             blind = build(text, classifier, attacks=attacks, context=context, title=title, origin=origin, start="all")
             found.append(blind)
@@ -154,6 +156,12 @@ def ladder(
             )
         )  # fmt: skip
     return rungs
+
+
+def _fields(recipe: Recipe) -> list[Any]:
+    """What a result depends on; a field that recipes got later counts only where it is used."""
+    values = list(asdict(recipe).values())
+    return values if recipe.diversity else values[:-1]
 
 
 def fixed(defended: Target, plan: Plan, classifier: Target) -> Target:

@@ -35,7 +35,7 @@ class Plan:
             `whitebox` (the attacker differentiates through both); for stochastic purifiers `eot` (the same, averaging
             gradients over draws) and `fixed_coins` (the attacker knows the draws, which are fixed). `blind:fgsm`,
             `whitebox:apgd-ce+apgd-t` and the like name the attacks in place of AutoAttack, for each image the worst of
-            them: `fgsm`, `bim`, `mi-fgsm`, `pgd` (five starts), or a component of AutoAttack.
+            them: `fgsm`, `bim`, `mi-fgsm`, `di-mi-fgsm`, `pgd` (five starts), or a component of AutoAttack.
         n: The first so many samples; None for all.
         chunk_size: Samples attacked together. Part of the result: random starts are drawn by the row in the chunk.
         seed: Of all random draws.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from maep_lightning.attacks.autoattack import AutoAttackSettings, Component, run_component
-from maep_lightning.attacks.simple import NOISE_DRAWS, SIMPLE, random_corner, simple_attack
+from maep_lightning.attacks.simple import NOISE_DRAWS, RECIPES, random_corner, simple_attack
 from maep_lightning.attacks.target import Target, isolated_rng
 from maep_lightning.evaluation.fingerprint import of_json
 from maep_lightning.evaluation.ledger import Ledger, Status
@@ -197,7 +197,7 @@ def attacks_rung(
         name: As in `Rung`.
         attacked: What is attacked.
         judge: Who decides; `attacked` itself, or another.
-        attacks: Keys of `SIMPLE` and components.
+        attacks: Keys of `RECIPES` and components.
         settings: Norm, radius and budgets.
         num_classes: K.
         context: As in `Rung`.
@@ -208,7 +208,7 @@ def attacks_rung(
 
     def generate(batch: Batch, attack: str) -> Candidates:
         with attacked.guarded():
-            if attack in SIMPLE:
+            if attack in RECIPES:
                 with isolated_rng(batch.seed, batch.images.device):
                     radius, norm = float(settings.eps), settings.norm
                     return Candidates(simple_attack(attacked, batch.images, batch.labels, attack, radius, norm))
@@ -217,8 +217,8 @@ def attacks_rung(
         return Candidates(images, warnings=warnings)
 
     cost = {
-        attack: (SIMPLE[attack].steps,) * 2
-        if attack in SIMPLE
+        attack: (RECIPES[attack].steps,) * 2
+        if attack in RECIPES
         else settings.passes(cast(Component, attack), num_classes)
         for attack in attacks
     }

@@ -18,6 +18,7 @@ ATTACKS: dict[str, tuple[str, ...]] = {
     "bim": ("bim",),
     "mi-fgsm": ("mi-fgsm",),
     "pgd": RESTARTS,
+    "di-mi-fgsm": ("di-mi-fgsm",),
     **{component: (component,) for component in get_args(Component)},
 }
 """What an attack is made of, by the name it is asked for."""
@@ -28,6 +29,9 @@ SIMPLE_TITLES = {
     "mi-fgsm": "MI-FGSM",
     "pgd": f"PGD-{SIMPLE['pgd'].steps} x {len(RESTARTS)}",
 }
+"""What results call the attacks of `SIMPLE`."""
+
+_TITLES = SIMPLE_TITLES | {"di-mi-fgsm": "DI-MI-FGSM"}
 
 
 class NamedThreat(NamedTuple):
@@ -71,9 +75,7 @@ def attacks_title(attacks: tuple[str, ...], settings: AutoAttackSettings) -> str
         settings: Norm, radius and budgets.
     """
     budgets = {"square": f"{settings.square_queries} queries", "fab-t": f"{settings.fab_steps} steps"}
-    titles = [
-        SIMPLE_TITLES.get(name) or f"{name} ({budgets.get(name, f'{settings.apgd_steps} steps')})" for name in attacks
-    ]
+    titles = [_TITLES.get(name) or f"{name} ({budgets.get(name, f'{settings.apgd_steps} steps')})" for name in attacks]
     return " + ".join(titles)
 
 

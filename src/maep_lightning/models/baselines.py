@@ -166,6 +166,18 @@ class Resize(ImagePurifier):
         return f"size={self.size}"
 
 
+class Mirror(ImagePurifier):
+    """The image mirrored left to right; differentiable.
+
+    The control for blind attacks: nothing is taken away from the image or from the perturbation, so whatever this
+    defends is owed to perturbations that have to lie on the pixels they were made for.
+    """
+
+    def purify(self, images: Tensor) -> Tensor:
+        """Mirror `(B, 3, H, W)`."""
+        return images.flip(-1)
+
+
 class Noise(ImagePurifier):
     """Gaussian noise; differentiable.
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from maep_lightning.models.baselines import BitDepth, Gaussian, Identity, Jpeg, Median, Noise, Resize
+from maep_lightning.models.baselines import BitDepth, Gaussian, Identity, Jpeg, Median, Mirror, Noise, Resize
 from maep_lightning.models.diffusion import DiffusionPurifier
 from maep_lightning.models.disco import DISCO_SHAPES, Disco, DiscoConfig, DiscoPurifier
 from maep_lightning.models.mae import MAEConfig, MaskedAutoencoder
@@ -36,6 +36,7 @@ RECIPES: dict[str, Recipe] = {
     "median": Recipe(Median, "median:3"),
     "gaussian": Recipe(Gaussian, "gaussian:0.8"),
     "resize": Recipe(Resize, "resize:28"),
+    "mirror": Recipe(Mirror, "mirror"),
     "noise": Recipe(Noise, "noise:8/255"),
     "diffusion": Recipe(DiffusionPurifier.from_folder, "diffusion:FOLDER,t=0.1"),
 }
