@@ -54,6 +54,10 @@ class Measured:
         rows = [row for row in content["rows"] if cell.knowing or row["threat"] != "worst"]
         if cell.blind:
             rows.insert(len(rows) - cell.knowing, _blind_worst(cell, rows[-1], folder / "audit.csv"))
+        if cell.budget:  # the other titles have theirs
+            said = ", ".join(f"{name} {value}" for name, value in cell.budget)
+            worst = ("worst", "blind_worst")
+            rows = [row | {"attack": f"{row['attack']} ({said})"} if row["threat"] in worst else row for row in rows]
         return cls(cell, tuple(rows), content["run"]["commit"])
 
     @property
@@ -133,14 +137,12 @@ def best_rows(cells: Sequence[Measured]) -> dict[tuple[str, str], Row]:
 def headline(cells: Sequence[Measured]) -> Row | None:
     """The per-sample worst over all that the adversary is allowed; None where no attacker met the purifier.
 
-    Of the same attacks those on most images count, of several sets of attacks the strongest.
+    Of the same attacks those on most images count, of several sets of attacks the strongest, blind ones included.
     """
-    rows: dict[str, Row] = {}
-    for cell in cells:
-        if cell.cell.knowing:
-            row = cell.defended[-1]  # where there is one attack, it is the worst
-            rows.setdefault(row["attack"], row)
-    return min(rows.values(), key=weakness, default=None)
+    if not any(cell.cell.knowing for cell in cells):
+        return None
+    attacked = [row for row in best_rows(cells).values() if row["threat"] != "none"]
+    return min(attacked, key=weakness)
 
 
 def retention(row: Row) -> float | None:

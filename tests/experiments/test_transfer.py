@@ -420,6 +420,36 @@ def test_reports__of_several_cells_of_a_system_the_worst_counts_not_that_with_mo
     assert worst == head == "25.0 % (0.0 to 100.0, n = 100), keeps 25.0 %"
 
 
+def test_reports__the_headline_is_never_above_another_figure_of_its_line():
+    row = {"purifier": "p", "acc_clean": 0.9, "acc_undefended_clean": 1.0, "ci95": [0.0, 1.0]}
+
+    def measured(threats, *kinds):
+        cell = Cell("digits", "c", "p", "native", "Linf", "8/255", 8, 4, 0, threats=("none", *threats))
+        rows = (row | {"n": 8, "threat": kind, "attack": title, "acc_robust": left} for kind, title, left in kinds)
+        return Measured(cell, tuple(rows))
+
+    mild = measured(["square"], ("none", "", 0.9), ("square", "square (2 queries)", 0.75))
+    harsh = measured(["blind:fgsm"], ("none", "", 0.9), ("blind", "FGSM", 0.0), ("blind_worst", "worst of FGSM", 0.0))
+    assert headline([harsh]) is None
+    assert headline([mild])["acc_robust"] == 0.75
+    assert headline([mild, harsh])["acc_robust"] == headline([harsh, mild])["acc_robust"] == 0.0
+
+
+def test_reports__the_worst_of_several_budgets_are_rows_of_their_own(study, content, tmp_path):
+    content["grids"] = {
+        str(steps): content["grids"]["blind"]
+        | {"purifier": "blur", "threats": ["blind:fgsm", "whitebox:apgd-ce"], "budget": {"apgd_steps": steps}}
+        for steps in (1, 3)
+    }
+    runs = tmp_path / "runs" / "study"
+    run.measure(study(), runs, CPU)
+    rows = json.loads((runs / "results.json").read_text())["rows"]
+    worst = {row["attack"]: row["acc_robust"] for row in rows if row["threat"] == "worst"}
+    assert [title.rpartition(" (")[2] for title in worst] == ["apgd_steps 1)", "apgd_steps 3)"]
+    cells = [Measured.read(cell, runs / cell.folder) for cell in study().cells]
+    assert headline(cells)["acc_robust"] == min(worst.values())
+
+
 def test_reports__a_single_attack_on_the_purifier_is_the_headline(study, content, tmp_path):
     content["grids"]["blind"] |= {"purifier": "blur", "threats": ["whitebox:apgd-ce"]}
     runs = tmp_path / "runs" / "study"
