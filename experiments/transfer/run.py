@@ -264,6 +264,19 @@ def report(study: Study, runs: Path) -> None:
     say(f"report: {runs / 'report.md'}")
 
 
+def usable_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ValueError: If torch knows no such device, or cannot use it here.
+    """
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} cannot be used here: {reason} Give cpu, or leave it out.") from None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
@@ -272,9 +285,9 @@ def main() -> None:
     parser.add_argument("--device", help="cpu, cuda, ...; an accelerator if there is one")
     parser.add_argument("--preview", action="store_true", help="print what it would cost, and stop")
     words = parser.parse_args()
-    device = torch.device(words.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     runs = words.runs or Path("runs/transfer") / words.study.stem
     try:
+        device = usable_device(words.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         measure(read_study(words.study), runs, device, read_study(words.study, words.grid), words.preview)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"[transfer] {error}") from None

@@ -43,6 +43,16 @@ def test_target__refuses_one_logit():
         target(torch.rand(2, 3, 2, 2))
 
 
+def test_target__refuses_what_is_no_tensor():
+    class Wrapped(nn.Module):
+        def forward(self, images):
+            return {"logits": images.flatten(1)}
+
+    target = Target(Wrapped().eval())
+    with target.guarded(), pytest.raises(ValueError, match="not a dict"):
+        target(torch.rand(2, 3, 2, 2))
+
+
 def test_guarded__autocast_and_inference_mode_do_not_reach_inside():
     target, images = Target(network()), torch.rand(2, 3, 2, 2)
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16), target.guarded():

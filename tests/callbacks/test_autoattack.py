@@ -98,3 +98,8 @@ def test_callback__transfer_and_surrogate_go_together(case):
         case.AutoAttackCallback(threats=["none", "transfer"])
     with pytest.raises(ValueError, match="give both, or neither"):
         case.AutoAttackCallback(surrogate="classifier.safetensors")
+
+
+def test_callback__a_missing_file_of_published_rows_is_found_before_the_attacks(case, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file of published rows"):
+        case.AutoAttackCallback(reference=str(tmp_path / "expected.json"))

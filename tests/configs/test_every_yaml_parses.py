@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torchvision.models import get_model_weights
+
+from maep_lightning.data import ImageSource
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 OVERLAYS = sorted((CONFIGS / "scale").glob("*.yaml"))
@@ -70,3 +73,14 @@ def test_says_its_own_command(path):
     """The command in the header runs this file: readers copy it."""
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any(f"lightning {verb_of(path)} --config configs/{name(path)}" in line for line in header)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("path", [path for path in RUNNABLE if "torchvision:" in path.read_text()], ids=name)
+def test_classifiers_of_torchvision_see_images_as_their_weights_were_chosen(path):
+    config = yaml.safe_load(path.read_text())
+    name, weights = config["model"]["init_args"]["classifier"].removeprefix("torchvision:").split("@")
+    data = config["data"]["init_args"]
+    decoder = ImageSource(data["dataset"], crop_pct=data.get("crop_pct")).decoder()
+    preset = get_model_weights(name)[weights].transforms()
+    assert ([decoder.resize], [decoder.crop]) == (preset.resize_size, preset.crop_size)

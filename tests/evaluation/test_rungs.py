@@ -8,6 +8,7 @@ from maep_lightning.evaluation.binding import bind
 from maep_lightning.evaluation.ledger import Ledger, Status
 from maep_lightning.evaluation.plan import PlanChangedError
 from maep_lightning.evaluation.recheck import recheck
+from maep_lightning.evaluation.threats import TITLES
 
 pytestmark = pytest.mark.usefixtures("_no_figure")
 LADDER = ("none", "noise", "transfer", "blind", "blind_worst", "square", "bpda", "whitebox")
@@ -224,9 +225,10 @@ def test_plan__mistyped_threats_are_answered_with_the_nearest(threat, message):
         Plan(eps="8/255", threats=("none", threat))
 
 
-def test_plan__l1_has_no_named_simple_attack():
-    with pytest.raises(ValueError, match="blind:pgd"):
-        Plan(eps="1", norm="L1", threats=("none", "blind:pgd"))
+@pytest.mark.parametrize("attack", TITLES)
+def test_plan__l1_has_no_named_simple_attack(attack):
+    with pytest.raises(ValueError, match=f"blind:{attack}"):
+        Plan(eps="1", norm="L1", threats=("none", f"blind:{attack}"))
 
 
 def test_named_attacks__that_need_more_classes_are_refused(linear, tmp_path):

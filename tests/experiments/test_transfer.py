@@ -331,6 +331,12 @@ def test_optional_grids__are_skipped_until_their_files_are_there(study, content,
     assert labels.bincount().tolist() == [2, 2]
 
 
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta:x"])
+def test_study__a_device_that_cannot_be_used_is_said_before_anything_is_loaded(name):
+    with pytest.raises(ValueError, match=f"--device {name} cannot be used here"):
+        run.usable_device(name)
+
+
 def test_reports__no_blind_figure_is_a_headline(study, content, tmp_path):
     content["grids"]["white"] = content["grids"]["blind"] | {"purifier": "blur", "threats": ["whitebox:apgd-ce"]}
     runs = tmp_path / "runs" / "study"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from maep_lightning.attacks.pgd import lengths, pgd
 from maep_lightning.attacks.threat import Norm
+from maep_lightning.functional.resampling import resample
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,11 @@ def diverse_input(images: Tensor, probability: float, generator: torch.Generator
     chance, share, down, right = torch.rand(4, device=device, generator=generator).tolist()
     if chance >= probability:
         return images
-    sides = images.shape[-2:]
-    shrunk = [int(side * (_LEAST_SHRUNK + (1 - _LEAST_SHRUNK) * share)) for side in sides]
-    top, left = (int(draw * (side - small + 1)) for draw, side, small in zip((down, right), sides, shrunk, strict=True))
-    small = F.interpolate(images, shrunk, mode="bilinear", align_corners=False)
-    return F.pad(small, (left, sides[1] - shrunk[1] - left, top, sides[0] - shrunk[0] - top))
+    h, w = images.shape[-2:]
+    height, width = (int(side * (_LEAST_SHRUNK + (1 - _LEAST_SHRUNK) * share)) for side in (h, w))
+    top, left = int(down * (h - height + 1)), int(right * (w - width + 1))
+    small = resample(images, height, width, antialias=False)
+    return F.pad(small, (left, w - width - left, top, h - height - top))
 
 
 def random_corner(images: Tensor, eps: float, norm: Norm, generator: torch.Generator) -> Tensor:

@@ -104,6 +104,11 @@ class Target:
             hidden.register_hook(lambda gradient: self.watch.see(images, gradient))  # type: ignore[no-untyped-call]
         for stage in self.stages:
             hidden = stage(hidden)
+        if not isinstance(hidden, Tensor):
+            raise ValueError(
+                f"The classifier must return logits (B, K), not a {type(hidden).__name__}. Wrap it in a module that"
+                " returns the logits alone."
+            )
         if hidden.ndim != 2 or hidden.shape[1] < 2:
             raise ValueError(
                 f"The classifier must return logits (B, K) with K >= 2, not a tensor {tuple(hidden.shape)}."

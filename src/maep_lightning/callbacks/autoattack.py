@@ -121,6 +121,10 @@ class AutoAttackCallback(Callback):
         self.strict = strict
         if ("transfer" in self.plan.threats) != (surrogate is not None):
             raise ValueError("The transfer threat and the file of a surrogate go together: give both, or neither.")
+        if reference is not None and not Path(reference).is_file():
+            raise FileNotFoundError(
+                f"There is no file of published rows {Path(reference).absolute()}: give another reference, or null."
+            )
         self.results: Results | None = None
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

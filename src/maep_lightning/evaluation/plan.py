@@ -12,7 +12,7 @@ from maep_lightning.attacks.pgd import EOT_STEPS
 from maep_lightning.attacks.threat import Epsilon, Norm
 from maep_lightning.evaluation import fingerprint
 from maep_lightning.evaluation.ledger import write_atomically
-from maep_lightning.evaluation.threats import SIMPLE_TITLES, NamedThreat, parse_threat
+from maep_lightning.evaluation.threats import TITLES, NamedThreat, parse_threat
 
 SCHEMA = 2
 
@@ -75,7 +75,7 @@ class Plan:
         simple = [
             text
             for text, (kind, attacks) in self.named.items()
-            if kind in ("transfer", "blind_worst") or set(attacks) & set(SIMPLE_TITLES)
+            if kind in ("transfer", "blind_worst") or set(attacks) & set(TITLES)
         ]
         if self.norm == "L1" and simple:
             raise ValueError(f"{' and '.join(simple)} are measured in Linf and L2 only; leave them out for L1.")

@@ -31,7 +31,8 @@ SIMPLE_TITLES = {
 }
 """What results call the attacks of `SIMPLE`."""
 
-_TITLES = SIMPLE_TITLES | {"di-mi-fgsm": "DI-MI-FGSM"}
+TITLES = SIMPLE_TITLES | {"di-mi-fgsm": "DI-MI-FGSM"}
+"""The same for those of `RECIPES`, which know Linf and L2 only."""
 
 
 class NamedThreat(NamedTuple):
@@ -75,7 +76,7 @@ def attacks_title(attacks: tuple[str, ...], settings: AutoAttackSettings) -> str
         settings: Norm, radius and budgets.
     """
     budgets = {"square": f"{settings.square_queries} queries", "fab-t": f"{settings.fab_steps} steps"}
-    titles = [_TITLES.get(name) or f"{name} ({budgets.get(name, f'{settings.apgd_steps} steps')})" for name in attacks]
+    titles = [TITLES.get(name) or f"{name} ({budgets.get(name, f'{settings.apgd_steps} steps')})" for name in attacks]
     return " + ".join(titles)
 
 

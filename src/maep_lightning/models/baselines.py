@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
+from maep_lightning.functional.resampling import resample
 from maep_lightning.functional.straight_through import straight_through, within_range
 from maep_lightning.models.purifier import ImagePurifier
 
@@ -158,8 +159,7 @@ class Resize(ImagePurifier):
         if self.size >= short:
             raise ValueError(f"resize:{self.size} leaves images of {h}x{w} as they are; take a size below {short}.")
         between = round(h * self.size / short), round(w * self.size / short)
-        small = F.interpolate(images, between, mode="bilinear", antialias=True)
-        return within_range(F.interpolate(small, (h, w), mode="bilinear", antialias=True))
+        return within_range(resample(resample(images, *between), h, w))
 
     def extra_repr(self) -> str:
         """See `Jpeg.extra_repr`."""

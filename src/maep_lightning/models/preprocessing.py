@@ -3,9 +3,9 @@
 import difflib
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from maep_lightning.functional.resampling import resample
 from maep_lightning.models.layers import Normalize
 
 Statistics = tuple[Sequence[float], Sequence[float]]
@@ -113,8 +113,7 @@ class ResizedClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images `(B, 3, H, W)` in [0, 1] to logits `(B, K)`."""
-        side = (self.size, self.size)
-        return self.network(F.interpolate(images, side, mode="bilinear", antialias=True))  # type: ignore[no-any-return]
+        return self.network(resample(images, self.size, self.size))  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         """The size, which the fingerprint of a run holds."""

@@ -1,0 +1,30 @@
+"""Images to another size by two matrix products, whose gradient repeats to the bit on every device.
+
+The backward pass of torch's interpolation adds in any order on a GPU, where an attack has to find the same image again.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def resample(images: Tensor, height: int, width: int, antialias: bool = True) -> Tensor:
+    """Bring images to a size, bilinearly, as `torch.nn.functional.interpolate` does.
+
+    Args:
+        images: `(B, C, H, W)`.
+        height: New height.
+        width: New width.
+        antialias: Whether all old pixels count that a new one covers, where the image shrinks.
+
+    Returns:
+        `(B, C, height, width)`.
+    """
+    h, w = images.shape[-2:]
+    return _weights(h, height, antialias, images).mT @ images @ _weights(w, width, antialias, images)
+
+
+def _weights(side: int, new: int, antialias: bool, like: Tensor) -> Tensor:
+    """`(side, new)`: what each old pixel of a line gives to each new one."""
+    eye = torch.eye(side, device=like.device, dtype=like.dtype)
+    return F.interpolate(eye[None, None], (side, new), mode="bilinear", antialias=antialias)[0, 0]
