@@ -132,11 +132,11 @@ def test_scan__unusable_folders_are_refused(photos, tmp_path):
 
 def test_list__order_and_every_way_to_name_a_class(photos, tmp_path):
     (photos / "val" / "flat one.JPEG").write_bytes((photos / "val" / "a" / "a_0.JPEG").read_bytes())
-    lines = ["# chosen by hand", "c/c_1.JPEG", "", "a/a_0.JPEG 1", "flat one.JPEG c", "flat one.JPEG\t0", "b/b_2.JPEG"]
+    lines = ["# chosen by hand", "c/c_1.JPEG", "", "a/a_0.JPEG 0", "flat one.JPEG c", "flat one.JPEG\t0", "b/b_2.JPEG"]
     (tmp_path / "list.txt").write_text("\n".join(lines))
     files = loader(image_list=tmp_path / "list.txt")("test", tmp_path, False)
     assert names(files) == ["c/c_1.JPEG", "a/a_0.JPEG", "flat one.JPEG", "flat one.JPEG", "b/b_2.JPEG"]
-    assert files.labels.tolist() == [2, 1, 2, 0, 1]
+    assert files.labels.tolist() == [2, 0, 2, 0, 1]
     assert len(loader(image_list=tmp_path / "list.txt")("train", tmp_path, False).labels) == 30
 
 
@@ -150,6 +150,13 @@ def test_list__order_and_every_way_to_name_a_class(photos, tmp_path):
         ),
         ("a/a_0.JPEG\nd/x.JPEG\n", ValueError, r"line 2: 'd/x\.JPEG' says no class of the 3"),
         ("a/a_0.JPEG 3\n", ValueError, r"line 1: .* label from 0 to 2"),
+        ("a/a_0.JPEG\td\n", ValueError, r"line 1: .* says no class of the 3"),
+        (
+            "c/c_0.JPEG\na/a_0.JPEG 1\n",
+            ValueError,
+            r"list\.txt, line 2: .* two classes: the folder a, label 0, .* 1, which is b, label 1\. Correct",
+        ),
+        ("a/a_0.JPEG c\n", ValueError, r"two classes: the folder a, label 0, .* c, which is c, label 2"),
         ("# nothing\n", ValueError, "names no image"),
         (None, FileNotFoundError, r"no list of images .*list\.txt"),
     ],
@@ -159,3 +166,34 @@ def test_list__faults_are_named(photos, tmp_path, text, error, words):
         (tmp_path / "list.txt").write_text(text)
     with pytest.raises(error, match=words):
         read_list(tmp_path / "list.txt", photos / "val", CLASSES)
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """Class folders 1 to 12, an image in each, and one beside them; the classes as sorted names."""
+    for name in (*(f"{number}/x.png" for number in range(1, 13)), "x.png"):
+        (tmp_path / "val" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "val" / name).touch()
+    return tmp_path / "val", tuple(sorted(map(str, range(1, 13))))
+
+
+def listed(numbered, *lines):
+    place, classes = numbered
+    path = place.parent / "list.txt"
+    path.write_text("\n".join(lines))
+    return [classes[label] for label in read_list(path, place, classes).labels.tolist()]
+
+
+def test_list__folders_named_by_numbers_are_names(numbered):
+    assert listed(numbered, "1/x.png", "2/x.png", "12/x.png", "9/x.png") == ["1", "2", "12", "9"]
+
+
+def test_list__a_number_behind_a_path_is_a_place_unless_the_folder_takes_it_as_a_name(numbered):
+    assert listed(numbered, "x.png 1", "x.png 0", "10/x.png 1", "10/x.png 10") == ["10", "1", "10", "10"]
+
+
+def test_list__a_number_that_fits_neither_as_place_nor_as_name_is_refused(numbered):
+    with pytest.raises(ValueError, match=r"line 1: .* the folder 2, label 4, .* 3, which is 12, label 3"):
+        listed(numbered, "2/x.png 3")
+    with pytest.raises(ValueError, match=r"the number 12 is a place, not a name.* from 0 to 11"):
+        listed(numbered, "x.png 12")

@@ -50,7 +50,8 @@ class ImageDataModule(LightningDataModule):
         num_workers: Processes that decode image files; sets that lie in memory need none.
         folder: The data set's own folder, as it is or below `root`; if None, that of its usual name below `root`.
         image_list: Text file of the test images to take, in order, such as RobustBench's: in each line a path below the
-            test split, then a space and the label unless a folder in the path is named after the class.
+            test split, then a space and the label unless a folder in the path is named after the class; where both are
+            there, they must agree.
         image_size: Height and width that images of files are brought to; the data set's own if None.
         crop_pct: Share of the resized image's side that the square in the middle keeps; the data set's own if None.
         crop_scale: Least and largest share of that square's area, with its margin, that a training crop takes; it is

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,9 +30,7 @@ class FolderLoader:
         url: Archive that unpacks to the first of `folders`; None where it cannot be fetched.
         md5: MD5 sum of the archive, if known.
         folder: The folder itself, as it is or below `root`, in place of `folders`.
-        image_list: Text file of the test images to take, in order: in each line a path below the test split's folder,
-            then, unless a folder in the path is named after the class, a space and its name in `classes` or its place
-            there.
+        image_list: Text file of the test images to take, in order; see `read_list`.
     """
 
     folders: tuple[str, ...]
@@ -189,14 +187,18 @@ def _images_below(place: Path, name: str) -> list[str]:
 def read_list(path: Path, place: Path, classes: Sequence[str]) -> ImageFiles:
     """The images that a list names, in its order; empty lines and those that begin with `#` are skipped.
 
+    A line is a path, of which the first folder that is named after a class says the class. Behind it may stand a space
+    or a tab and the class: its place in `classes`, from 0, or its name. A number is a place, also where classes are
+    named by numbers. Where a folder says the class too, both must agree, the number as place or as name.
+
     Args:
-        path: The list; see `FolderLoader`.
+        path: The list.
         place: Folder that its paths start from.
         classes: Names of the classes, in label order.
 
     Raises:
         FileNotFoundError: If the list or a file in it is missing.
-        ValueError: If a line says no class, or one that there is not, or there is no line.
+        ValueError: If a line says no class, one that there is not, or two, or there is no line.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no list of images {path.absolute()}: see --data.init_args.image_list.")
@@ -207,18 +209,44 @@ def read_list(path: Path, place: Path, classes: Sequence[str]) -> ImageFiles:
         if not line or line.startswith("#"):
             continue
         # A tab ends the path for sure; a space does where what follows is a label, since paths may hold spaces.
-        name, _, word = line.partition("\t") if "\t" in line else line.rpartition(" ")
-        if not name or (not word.isdigit() and word not in label_of):
-            name, word = line, next((part for part in Path(line).parts[:-1] if part in label_of), "")
-        label = int(word) if word.isdigit() else label_of.get(word, -1)
-        if not 0 <= label < len(classes):
-            raise ValueError(
-                f"{path}, line {number}: {line!r} says no class of the {len(classes)}. Write a path with a folder "
-                f"named after the class, or a space and a label from 0 to {len(classes) - 1} behind the path."
-            )
-        names.append(name.strip())
-        labels.append(label)
+        name, tab, word = line.partition("\t") if "\t" in line else line.rpartition(" ")
+        name, word = name.strip(), word.strip()
+        if not name or (tab == " " and not word.isdecimal() and word not in label_of):
+            name, word = line, ""
+        try:
+            labels.append(_label(name, word, label_of))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {line!r} {error}") from None
+        names.append(name)
     return _listed(path, place, names, labels)
+
+
+def _label(name: str, word: str, label_of: Mapping[str, int]) -> int:
+    """The label of a listed path and the word behind it, which may be empty.
+
+    Raises:
+        ValueError: If there is none, or two; the message goes on behind the line.
+    """
+    said = [int(word)] if word.isdecimal() and int(word) < len(label_of) else []
+    folder = next((part for part in Path(name).parts[:-1] if part in label_of), None)
+    if word in label_of and (folder is not None or not word.isdecimal()):
+        said.append(label_of[word])
+    if (word and not said) or (not word and folder is None):
+        last = len(label_of) - 1
+        hint = f"; the number {word} is a place, not a name" if word in label_of else ""
+        raise ValueError(
+            f"says no class of the {len(label_of)}{hint}. Write a path with a folder named after the class, or a space "
+            f"and a label from 0 to {last} behind the path."
+        )
+    if folder is None:
+        return said[0]
+    if word and label_of[folder] not in said:
+        other = list(label_of)[said[0]]
+        raise ValueError(
+            f"says two classes: the folder {folder}, label {label_of[folder]}, and behind the path {word}, which is "
+            f"{other}, label {said[0]}. Correct the label, or leave it out."
+        )
+    return label_of[folder]
 
 
 def _read_annotations(path: Path, classes: Sequence[str]) -> ImageFiles:
