@@ -2,8 +2,10 @@
 
 import importlib.util
 import os
+import re
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -58,3 +60,29 @@ def published() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def squares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """The data set `squares` of docs/own-data.md as an importable file, in `my-data`; forgets it, as a new process."""
+    import torch
+
+    from maep_lightning.data import registry
+
+    page = Path(__file__).parents[1] / "docs" / "own-data.md"
+    (text,) = [block for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.S) if "# squares.py" in block]
+    text += "\n\nfrom maep_lightning.data import ImageDataModule\n\n\nclass SquaresDataModule(ImageDataModule): ...\n"
+    (tmp_path / "squares.py").write_text(text)
+    images = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    (tmp_path / "my-data" / "squares").mkdir(parents=True)
+    torch.save((images, torch.arange(6) % 2), tmp_path / "my-data" / "squares" / "test.pt")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "_SPECS", dict(registry._SPECS))
+
+    def forget() -> None:
+        registry._SPECS.pop("squares", None)
+        sys.modules.pop("squares", None)
+
+    forget()
+    yield forget
+    forget()

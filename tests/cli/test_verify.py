@@ -119,6 +119,30 @@ def test_verify__tampered_file_fails_with_its_name(run, capsys):
         path.write_bytes(content)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--data=ImageDataModule", "--data.dataset=python:squares:squares"],
+        ["--data=squares.SquaresDataModule", "--data.dataset=squares"],
+    ],
+    ids=["by its module", "by a subclass"],
+)
+def test_verify__finds_a_data_set_of_ones_own(words, cli, squares, tmp_path, capsys):
+    torch.manual_seed(0)
+    save_classifier(create_classifier("resnet8", 2), tmp_path / "two.safetensors", "resnet8", 2)
+    cli(
+        "test", "--model=PurifierEvaluation", "--model.classifier=two.safetensors", "--model.purifier=jpeg:75", *words,
+        "--data.root=my-data", "--trainer.accelerator=cpu", "--trainer.logger=false",
+        "--trainer.default_root_dir=run", "--trainer.callbacks+=AutoAttackCallback",
+        "--trainer.callbacks.threats=[none, blind:fgsm]", "--trainer.callbacks.sanity=0",
+    )  # fmt: skip
+    assert json.loads((tmp_path / "run" / "autoattack" / "sources.json").read_text())["dataset"].startswith("python:")
+    assert json.loads((tmp_path / "run" / "autoattack" / "results.json").read_text())["rows"][0]["dataset"] == "squares"
+    squares()
+    cli("verify", "run")
+    assert "verified" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("words", "hint"), [(["nowhere"], "plan.json is missing"), ([], "RUN")])
 def test_verify__mistakes_of_the_user_exit_with_2(words, hint, capsys):
     with pytest.raises(SystemExit) as exit_:

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 
@@ -59,3 +61,45 @@ def test_name_is_taken_once():
 def test_loader_of_another_layout_is_refused(images, labels, tmp_path):
     with pytest.raises(ValueError, match="loader of toy"):
         spec(lambda *_: LabelledImages(images, labels)).load("train", tmp_path, False)
+
+
+TOY = """
+from maep_lightning.data import DatasetSpec, register
+register(DatasetSpec("toy", 8, ("a", "b"), "none", "make it", lambda *_: None, 1))
+"""
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """An importable folder: one module registers `toy`, others fail in their own ways."""
+    monkeypatch.setattr("maep_lightning.data.registry._SPECS", {name: get_spec(name) for name in known_names()})
+    monkeypatch.syspath_prepend(tmp_path)
+    texts = {"own_toy": TOY, "own_needs": "import not_installed", "own_typo": "def (", "own_name": "x = 1 / 0"}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    yield
+    for name in texts:
+        sys.modules.pop(name, None)
+
+
+def test_module__is_imported_and_its_data_set_found(modules):
+    assert get_spec("python:own_toy:toy").class_names == ("a", "b")
+    assert get_spec("python:own_toy:toy") is get_spec("toy")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("python:own_toy", "names no data set of a module; write python:PACKAGE.MODULE:NAME"),
+        ("python:own_toi:toy", "own_toi:toy cannot be imported .*put its folder in PYTHONPATH"),
+        ("python:own_toy.sub:toy", "own_toy.sub:toy cannot be imported"),
+        ("python:own_toy:tyo", r"own_toy registers no data set 'tyo'; call register\(.*toy\. Did you mean 'toy'"),
+        ("python:own_needs:toy", "own_needs fails when it is imported: ModuleNotFoundError: .*not_installed"),
+        ("python:own_typo:toy", "own_typo fails when it is imported: SyntaxError"),
+        ("python:own_name:toy", "own_name fails when it is imported: ZeroDivisionError: division by zero"),
+        ("toy", "no data set 'toy'.*data set is named python:MODULE:NAME"),
+    ],
+)
+def test_module__that_gives_no_data_set_is_explained(modules, text, words):
+    with pytest.raises(ValueError, match=words):
+        get_spec(text)

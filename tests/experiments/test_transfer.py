@@ -272,6 +272,17 @@ def test_reports__leave_out_what_was_measured_with_other_weights(study, content,
     assert "1 cells on file are of other weights or images, and no part of the report: med" in capsys.readouterr().err
 
 
+def test_data_set_of_ones_own__is_measured_and_verified(study, content, squares, tmp_path, capsys):
+    save_classifier(create_classifier("resnet8", 2), tmp_path / "small.safetensors", "resnet8", 2)
+    content["datasets"] = {"squares": {"dataset": "python:squares:squares", "root": str(tmp_path / "my-data")}}
+    content["grids"]["blind"] |= {"dataset": "squares", "purifier": "blur"}
+    runs = tmp_path / "runs" / "study"
+    run.measure(study(), runs, CPU)
+    squares()
+    main(["verify", str(runs / study().cells[0].folder)])
+    assert "verified" in capsys.readouterr().out
+
+
 def test_verify__reads_no_more_images_than_the_cell_has(study, content, tmp_path, monkeypatch, capsys):
     content["grids"]["blind"]["purifier"] = "blur"
     runs, read = tmp_path / "runs" / "study", []

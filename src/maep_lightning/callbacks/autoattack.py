@@ -11,6 +11,7 @@ from torch import nn
 from maep_lightning.attacks.autoattack import PUBLISHED_EOT, PUBLISHED_QUERIES, PUBLISHED_STEPS, Version
 from maep_lightning.attacks.pgd import EOT_STEPS
 from maep_lightning.attacks.threat import Epsilon, Norm
+from maep_lightning.data import SHIPPED, known_names
 from maep_lightning.data.source import CHOICES, ImageSource
 from maep_lightning.evaluation.engine import evaluate
 from maep_lightning.evaluation.findings import SCORES
@@ -187,7 +188,7 @@ class AutoAttackCallback(Callback):
             surrogate_name=self.surrogate_name,
             classifier_name=files.get("classifier_name"),
             num_classes=files.get("num_classes") or getattr(data, "num_classes", None),
-            dataset=options.get("dataset"),
+            dataset=_importable(data, options.get("dataset")),
             root=options.get("root"),
             repeats=getattr(pl_module, "repeats", None) or None,
             images={name: options[name] for name in CHOICES if options.get(name) is not None},
@@ -233,6 +234,14 @@ def metrics(results: Results) -> dict[str, float]:
         else:
             logged |= {f"{name}/bound_low": low, f"{name}/bound_high": high}
     return logged
+
+
+def _importable(data: Any, dataset: str | None) -> str | None:
+    """A data set by a name that another process finds, where a DataModule of one's own registered it by its import."""
+    module = type(data).__module__
+    if dataset in set(known_names()) - SHIPPED and module.partition(".")[0] not in ("maep_lightning", "__main__"):
+        return f"python:{module}:{dataset}"
+    return dataset
 
 
 def _show(logger: TensorBoardLogger, run_dir: Path, results: Results) -> None:

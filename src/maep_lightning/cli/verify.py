@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--classifier_name", help="what network the classifier's file holds, if it does not say it")
     parser.add_argument("--surrogate_name", help="what network the surrogate's file holds, likewise")
     parser.add_argument("--num_classes", type=int, help="number of classes, needed with such a name")
-    parser.add_argument("--dataset", help="name of the data set, whose test split was attacked")
+    parser.add_argument("--dataset", help="data set whose test split was attacked: its name, or python:MODULE:NAME")
     parser.add_argument("--root", help="folder that holds data sets; else $MAEP_DATA_DIR, else data")
     parser.add_argument("--batch_size", type=int, default=50, help="images judged together (50)")
     parser.add_argument("--device", default="cpu", help="where to compute (cpu)")

@@ -12,6 +12,9 @@ from maep_lightning.data.source import FOLDER, ImageSource
 if TYPE_CHECKING:
     from maep_lightning.data.datamodule import ImageDataModule
 
+SHIPPED = frozenset(known_names())
+"""Names of the data sets that come with the package; others are registered by whoever has them."""
+
 __all__ = [
     "CIFAR10",
     "CIFAR100",
@@ -19,6 +22,7 @@ __all__ = [
     "FOLDER",
     "IMAGENET",
     "IMAGENETTE",
+    "SHIPPED",
     "TINY_IMAGENET",
     "DatasetSpec",
     "FolderLoader",

@@ -35,7 +35,8 @@ class ImageDataModule(LightningDataModule):
 
     Args:
         dataset: Name of a registered data set: `digits`, `cifar10`, `cifar100`, `imagenet`, `imagenette`,
-            `tiny-imagenet`, or `folder` for class folders of one's own.
+            `tiny-imagenet`, or `folder` for class folders of one's own; or `python:MODULE:NAME`, which imports the
+            module that registers NAME.
         root: Folder that holds data sets; if None, the environment variable `MAEP_DATA_DIR`, else `data`.
         batch_size: Training images a batch and process.
         eval_batch_size: Largest validation, test and predict batch of a process.

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -134,6 +135,7 @@ class DatasetSpec:
         return data
 
 
+_IMPORT = "python:"
 _SPECS: dict[str, DatasetSpec] = {}
 
 
@@ -164,17 +166,43 @@ def get_spec(name: str) -> DatasetSpec:
     """Look a data set up.
 
     Args:
-        name: A registered name, such as `cifar10`.
+        name: A registered name, such as `cifar10`; or `python:PACKAGE.MODULE:NAME`, which imports the module that
+            registers NAME.
 
     Returns:
         Its spec.
 
     Raises:
-        ValueError: If the name is not registered.
+        ValueError: If the name is not registered, or the module cannot be imported.
     """
+    if name.startswith(_IMPORT):
+        return _imported(name)
     if name in _SPECS:
         return _SPECS[name]
     plain = name.lower().replace("-", "").replace("_", "")
     close = get_close_matches(plain, known_names(), n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"There is no data set {name!r}; known: {', '.join(known_names())}.{hint}")
+    hint = f"Did you mean {close[0]!r}?" if close else "A module's own data set is named python:MODULE:NAME."
+    raise ValueError(f"There is no data set {name!r}; known: {', '.join(known_names())}. {hint}")
+
+
+def _imported(text: str) -> DatasetSpec:
+    module, _, name = text.removeprefix(_IMPORT).partition(":")
+    if not module or not name:
+        raise ValueError(f"{text} names no data set of a module; write python:PACKAGE.MODULE:NAME.")
+    try:
+        import_module(module)
+    except Exception as error:  # a user's file may raise anything
+        missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module}.".startswith(f"{missing}."):
+            raise ValueError(
+                f"{text} cannot be imported ({error}); install the package, or put its folder in PYTHONPATH."
+            ) from error
+        raise ValueError(f"{text}: {module} fails when it is imported: {type(error).__name__}: {error}") from error
+    if name not in _SPECS:
+        close = get_close_matches(name, known_names(), n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(
+            f"{text}: {module} registers no data set {name!r}; call register(DatasetSpec(name={name!r}, ...)) in it. "
+            f"Known: {', '.join(known_names())}.{hint}"
+        )
+    return _SPECS[name]

@@ -48,7 +48,7 @@ class ImageSource:
     """A registered data set and what is asked of it.
 
     Args:
-        dataset: Name of a registered data set.
+        dataset: Name of a registered data set, or `python:MODULE:NAME` for one of an importable module.
         root: Folder that holds data sets; if None, the environment variable `MAEP_DATA_DIR`, else `data`.
         folder: The data set's own folder, as it is or below `root`; if None, one of its usual name below `root`. The
             data set `folder` needs it.
@@ -102,11 +102,11 @@ class ImageSource:
                 folder=None if self.folder is None else Path(self.folder),
                 image_list=None if self.image_list is None else Path(self.image_list),
             )
-            if self.dataset == FOLDER.name:
+            if spec.name == FOLDER.name:
                 spec, loader = self._described(spec, loader)
         elif self.folder is not None or self.image_list is not None:
             raise ValueError(
-                f"folder and image_list are for data sets of image files, which {self.dataset} is not: leave them out, "
+                f"folder and image_list are for data sets of image files, which {spec.name} is not: leave them out, "
                 f"or choose 'folder' for images of your own."
             )
         size = spec.image_size if self.image_size is None else self.image_size
@@ -116,7 +116,7 @@ class ImageSource:
     @property
     def title(self) -> str:
         """What reports call it."""
-        name = Path(self.folder).name if self.dataset == FOLDER.name and self.folder else self.dataset
+        name = Path(self.folder).name if self.spec.name == FOLDER.name and self.folder else self.spec.name
         return f"{name} ({Path(self.image_list).name})" if self.image_list else name
 
     @property
@@ -142,7 +142,7 @@ class ImageSource:
         data = replace(self.spec, image_size=native).load(split, self.root_path, download)
         if isinstance(data, LabelledImages) and self.spec.image_size != native:
             raise ValueError(
-                f"{self.dataset} comes as images of {native}x{native} pixels, not {self.spec.image_size}: leave "
+                f"{self.spec.name} comes as images of {native}x{native} pixels, not {self.spec.image_size}: leave "
                 f"image_size out. Only sets of image files are resized."
             )
         if self._mapped and self.spec.class_indices is not None:

@@ -40,7 +40,7 @@ class Sources:
         classifier_name: What network the classifier's file holds, if it does not say it itself.
         surrogate_name: What network the surrogate's file holds, likewise.
         num_classes: Number of classes K, needed with such a name.
-        dataset: Name of a registered data set.
+        dataset: Name of a registered data set, or `python:MODULE:NAME` for one of an importable module.
         split: Its split.
         root: Folder that holds data sets; None for the default one.
         images: Whatever else was asked of the data set, by the names of the DataModule's options.
