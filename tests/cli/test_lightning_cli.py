@@ -9,9 +9,11 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningCLI
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from maep_lightning.attacks.threat import Epsilon
+from maep_lightning.models.classifiers import create_classifier, save_classifier
 
 SEEN: dict = {}
 QUIET = (
@@ -355,3 +357,44 @@ def test_debug_gives_the_traceback(value, toy, monkeypatch):
     with pytest.raises(Exception, match="mask_rato") as error:
         toy("fit", "--model=ToyStage", "--model.mask_rato=1")
     assert not isinstance(error.value, SystemExit)
+
+
+SMALL = "{width: 16, depth: 1, heads: 2, decoder_width: 16, decoder_heads: 2, refine_depth: 0}"
+
+
+@pytest.fixture
+def unlabelled(tmp_path):
+    """Words for a folder of photographs without classes, and a classifier of ten classes."""
+    (tmp_path / "photos" / "train").mkdir(parents=True)
+    for number in range(8):
+        Image.new("RGB", (40, 36), (30 * number, 0, 0)).save(tmp_path / "photos" / "train" / f"{number}.png")
+    save_classifier(create_classifier("resnet8", 10), tmp_path / "ten.safetensors", "resnet8", 10)
+    return (
+        "fit", *QUIET, "--trainer.logger=false", "--trainer.enable_checkpointing=false", "--data=ImageDataModule",
+        "--data.dataset=folder", "--data.folder=photos", "--data.image_size=32", "--data.val_size=2",
+        "--data.batch_size=4",
+    )  # fmt: skip
+
+
+def test_images_without_classes_serve_pre_training(cli, unlabelled, tmp_path):
+    cli(
+        *unlabelled, "--model=MAEPretraining", f"--model.overrides={SMALL}",
+        "--trainer.callbacks+=ExportWeights", "--trainer.callbacks.filename=purifier.safetensors",
+        "--trainer.default_root_dir=.",
+    )  # fmt: skip
+    assert (tmp_path / "purifier.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        ("--model=ClassifierTraining", "--model.classifier=resnet8"),
+        ("--model=PurifierFinetuning", "--model.classifier=ten.safetensors", f"--model.overrides={SMALL}"),
+    ],
+)
+def test_images_without_classes_are_refused_where_classes_are_needed(cli, unlabelled, model, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli(*unlabelled, *model)
+    assert exit_.value.code == 2
+    said = f"images of photos have no classes, which {model[0].partition('=')[2]} needs: put each into train/CLASS/"
+    assert said in capsys.readouterr().err

@@ -320,6 +320,18 @@ def test_test_set_keeps_the_order_of_a_list(photos, tmp_path):
     assert torch.equal(data.test_set().images[1], data.source.decoder()(photos / "val" / "a" / "a_1.JPEG"))
 
 
+def test_images_without_classes_are_for_tasks_that_need_none(tmp_path, write_photos):
+    write_photos(tmp_path / "photos", {"train": 10})
+    with pytest.raises(ValueError, match=r"images of photos have no classes, which Recorder needs: .* train/CLASS/"):
+        trainer(tmp_path, max_epochs=1).fit(Recorder(), datamodule=photographs(tmp_path / "photos"))
+    model = Recorder()
+    model.needs_labels = False
+    trainer(tmp_path, max_epochs=1).fit(model, datamodule=photographs(tmp_path / "photos"))
+    assert len(model.seen["train"]) == 1
+    with pytest.raises(AttributeError, match="images of photos have no classes"):
+        _ = photographs(tmp_path / "photos").num_classes
+
+
 @pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
 def test_memory_is_pinned_for_cuda_alone(photos, device, pinned, monkeypatch):
     asked = []

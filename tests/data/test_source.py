@@ -48,6 +48,58 @@ def test_folder__may_lack_training_or_test_images_that_are_not_needed(photos, tm
     assert len(ImageSource("folder", folder=str(photos)).load("train").labels) == 30
 
 
+@pytest.fixture(params=["flat", "single", "both"])
+def unlabelled(request, tmp_path, write_photos):
+    """Twelve training images without class folders, in a single one, or some so and some so; and a file beside them."""
+    train = tmp_path / "photos" / "train"
+    write_photos(train, {TENCH: 12})
+    for path in sorted((train / TENCH).iterdir())[: {"flat": 12, "single": 0, "both": 7}[request.param]]:
+        path.rename(train / path.name)
+    if request.param == "flat":
+        (train / TENCH).rmdir()
+    (train / ".hidden.png").write_bytes(b"left by another system")
+    (train / "notes.txt").write_text("no image")
+    return tmp_path / "photos"
+
+
+def test_folder__without_classes_is_read_for_pre_training(unlabelled):
+    source = ImageSource("folder", folder=str(unlabelled))
+    files = source.load("train")
+    assert files.labels.tolist() == [0] * 12
+    assert {files.path(i) for i in range(12)} == set((unlabelled / "train").rglob("*.JPEG"))
+    assert not source.labelled
+
+
+def test_folder__without_classes_is_not_tested(unlabelled, write_photos):
+    write_photos(unlabelled / "val", {"a": 2, "b": 2})
+    with pytest.raises(
+        ValueError, match=r"train has no folders of at least two classes.* --data\.init_args\.folder .*val"
+    ):
+        ImageSource("folder", folder=str(unlabelled)).load("test")
+    alone = ImageSource("folder", folder=str(unlabelled / "val"))
+    assert alone.labelled
+    assert alone.load("test").labels.bincount().tolist() == [2, 2]
+
+
+def test_folder__without_train_and_classes_says_where_images_go(tmp_path, write_photos):
+    write_photos(tmp_path, {"photos": 3})
+    with pytest.raises(
+        ValueError, match=r"0 sub-folder.* pre-training alone need no class: put them into .*photos/train"
+    ):
+        ImageSource("folder", folder=str(tmp_path / "photos"))
+    (tmp_path / "photos" / "train").mkdir()
+    with pytest.raises(FileNotFoundError, match="train holds no image"):
+        ImageSource("folder", folder=str(tmp_path / "photos")).load("train")
+
+
+def test_folder__says_which_classes_of_val_are_not_in_train(tmp_path, write_photos):
+    write_photos(tmp_path / "photos" / "train", {"a": 2, "b": 2})
+    write_photos(tmp_path / "photos" / "val", {"a": 1, "b": 1, "c": 1, "d": 1})
+    with pytest.raises(ValueError, match=r"val has 2 class\(es\) that .*train has not, .* read: c, d\. Add") as caught:
+        ImageSource("folder", folder=str(tmp_path / "photos")).load("test")
+    assert "data set 'folder'" not in str(caught.value)
+
+
 def test_image_size__decides_what_is_decoded(photos):
     source = ImageSource("folder", folder=str(photos), image_size=16, crop_pct=0.8)
     assert (source.decoder().resize, source.decoder().crop) == (20, 16)

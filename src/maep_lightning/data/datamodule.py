@@ -1,5 +1,6 @@
 """The one DataModule: a data set by name, kept as one uint8 tensor where it fits, else read from its files."""
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -63,7 +64,6 @@ class ImageDataModule(LightningDataModule):
         memory_gb: Decoded sets of at most so many GB are kept in memory.
 
     Attributes:
-        num_classes: Number of classes.
         image_size: Height and width of an image in pixels.
         class_names: One name a class.
         class_indices: Which of ImageNet's 1000 classes each class of the data set is; None where they are others.
@@ -101,7 +101,7 @@ class ImageDataModule(LightningDataModule):
         self.source = ImageSource(dataset, root, folder, image_list, image_size, crop_pct, label_space)
         self.spec = self.source.spec
         self.image_size, self.class_indices = self.spec.image_size, self.spec.class_indices
-        self.class_names, self.num_classes = self.source.class_names, len(self.source.class_names)
+        self.class_names = self.source.class_names
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
         self.val_size = self.spec.val_size if val_size is None else val_size
         self.train_limit, self.test_limit = train_limit, test_limit
@@ -119,6 +119,22 @@ class ImageDataModule(LightningDataModule):
         self._training: EpochLoader | None = None
         self._resumed: dict[str, int] | None = None
 
+    def __str__(self) -> str:
+        """The data set; Lightning's own text, which the command line asks for, makes every loader first."""
+        return f"{type(self).__name__} of {self.source.title}"
+
+    @cached_property
+    def num_classes(self) -> int:
+        """Number of classes.
+
+        Raises:
+            AttributeError: If the images have none.
+        """
+        # An AttributeError, because the command line then links no number to the model.
+        if not self.source.labelled:
+            raise AttributeError(f"The images of {self.source.title} have no classes: there is no num_classes.")
+        return len(self.class_names)
+
     def prepare_data(self) -> None:
         """Fetch the data set if it is missing, on one process of a node."""
         stage = None if self.trainer is None else self.trainer.state.fn
@@ -130,7 +146,17 @@ class ImageDataModule(LightningDataModule):
 
         Args:
             stage: `fit`, `validate`, `test` or `predict`.
+
+        Raises:
+            ValueError: If the images have no classes and the task does not say by `needs_labels` that it needs none.
         """
+        if stage in ("fit", "validate") and not self.source.labelled and self.trainer is not None:
+            task = self.trainer.lightning_module
+            if getattr(task, "needs_labels", True):
+                raise ValueError(
+                    f"The training images of {self.source.title} have no classes, which {type(task).__name__} needs: "
+                    f"put each into train/CLASS/, of at least two classes. MAEPretraining alone needs none."
+                )
         self._training = self._resumed = None
         if stage in ("fit", "validate"):
             self._split("train")

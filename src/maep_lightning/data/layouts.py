@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,8 @@ class FolderLoader:
 
     Args:
         folders: Names of the data set's folder below `root`; the first one that is there is taken.
-        classes: Names of the class sub-folders, in label order.
+        classes: Names of the class sub-folders, in label order; none where training images have no classes, and then
+            all have label 0 and nothing is tested.
         how_to_get: Said where the folder is missing.
         url: Archive that unpacks to the first of `folders`; None where it cannot be fetched.
         md5: MD5 sum of the archive, if known.
@@ -48,13 +49,22 @@ class FolderLoader:
             FileNotFoundError: If the folder, the split or a listed file is missing, or there is no image.
             ValueError: If a sub-folder is no class, there are fewer than two classes, or a list is not understood.
         """
-        place = split_folder(self.find(root, download), split)
+        folder = self.find(root, download)
+        place = split_folder(folder, split)
+        if not self.classes:
+            if split == "train":
+                return _unlabelled(place)
+            raise ValueError(
+                f"{folder / 'train'} has no folders of at least two classes, so its images serve masked pre-training "
+                f"alone and there is nothing to test. Put training images into train/CLASS/, or name the folder of the "
+                f"test images by itself: --data.init_args.folder {place}."
+            )
         if split == "test" and self.image_list is not None:
             return read_list(self.image_list, place, self.classes)
         annotations = place / "val_annotations.txt"
         if annotations.is_file():
             return _read_annotations(annotations, self.classes)
-        files = scan(place, self.classes)
+        files = scan(place, self.classes, None if self.folders else folder / "train")
         return files.take(balanced_order(files.labels, _ORDER_SEED)) if split == "test" else files
 
     def find(self, root: Path, download: bool) -> Path:
@@ -127,6 +137,15 @@ def split_folder(folder: Path, split: Split) -> Path:
     return folder
 
 
+def sub_folders(place: Path) -> list[str]:
+    """Names of the sub-folders of a split, sorted, without hidden ones.
+
+    Args:
+        place: Folder of a split.
+    """
+    return sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and not entry.name.startswith("."))
+
+
 def class_folders(place: Path) -> list[str]:
     """Names of the sub-folders of a split, sorted.
 
@@ -136,7 +155,7 @@ def class_folders(place: Path) -> list[str]:
     Raises:
         ValueError: If there are fewer than two.
     """
-    names = sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and not entry.name.startswith("."))
+    names = sub_folders(place)
     if len(names) < 2:
         raise ValueError(
             f"{place.absolute()} has {len(names)} sub-folder(s), but one for each of at least two classes is needed: "
@@ -145,12 +164,13 @@ def class_folders(place: Path) -> list[str]:
     return names
 
 
-def scan(place: Path, classes: Sequence[str]) -> ImageFiles:
+def scan(place: Path, classes: Sequence[str], origin: Path | None = None) -> ImageFiles:
     """The images of a split, sorted by class and path.
 
     Args:
         place: Folder of the split.
         classes: Names of the class sub-folders, in label order.
+        origin: Folder whose sub-folders the classes were read from, if they were.
 
     Raises:
         FileNotFoundError: If there is no image.
@@ -158,7 +178,15 @@ def scan(place: Path, classes: Sequence[str]) -> ImageFiles:
     """
     label_of = {name: label for label, name in enumerate(classes)}
     present = class_folders(place)
-    if strange := [name for name in present if name not in label_of]:
+    strange = [name for name in present if name not in label_of]
+    if strange and origin is not None:
+        some = ", ".join(strange[:5]) + (", ..." if strange[5:] else "")
+        raise ValueError(
+            f"{place.absolute()} has {len(strange)} class(es) that {origin.absolute()} has not, from which the classes "
+            f"are read: {some}. Add their training images, remove their folders, or name the folder of the test images "
+            f"by itself, with labels of its own: --data.init_args.folder {place}."
+        )
+    if strange:
         raise ValueError(
             f"{place.absolute()} has {len(strange)} sub-folder(s) that are no class, such as {strange[0]}; the "
             f"{len(classes)} classes are {classes[0]}, {classes[1]}, ... Rename or remove them, or read the folder "
@@ -176,12 +204,31 @@ def scan(place: Path, classes: Sequence[str]) -> ImageFiles:
     return ImageFiles.of(place, names, labels)
 
 
+def _unlabelled(place: Path) -> ImageFiles:
+    """The images of a split and of its sub-folders, all with label 0."""
+    names = _images(entry.name for entry in os.scandir(place) if entry.is_file())
+    for name in sub_folders(place):
+        names += _images_below(place, name)
+    if not names:
+        raise FileNotFoundError(f"{place.absolute()} holds no image (jpg, png, bmp, webp, ...).")
+    return ImageFiles.of(place, names, [0] * len(names))
+
+
 def _images_below(place: Path, name: str) -> list[str]:
     found = []
     for folder, _, files in os.walk(place / name, followlinks=True):
         below = os.path.relpath(folder, place)
-        found += [os.path.join(below, file) for file in files if not file.startswith(".")]
-    return sorted(path for path in found if os.path.splitext(path)[1].lower() in image_suffixes())
+        found += [os.path.join(below, file) for file in files]
+    return _images(found)
+
+
+def _images(paths: Iterable[str]) -> list[str]:
+    """The paths that are visible images, sorted."""
+    return sorted(
+        path
+        for path in paths
+        if not os.path.basename(path).startswith(".") and os.path.splitext(path)[1].lower() in image_suffixes()
+    )
 
 
 def read_list(path: Path, place: Path, classes: Sequence[str]) -> ImageFiles:

@@ -12,7 +12,7 @@ import torch
 
 from maep_lightning.data.decoding import Decoder
 from maep_lightning.data.imagenet import imagenet_classes, indices_of
-from maep_lightning.data.layouts import FolderLoader, class_folders, split_folder
+from maep_lightning.data.layouts import FolderLoader, class_folders, split_folder, sub_folders
 from maep_lightning.data.registry import (
     DatasetSpec,
     ImageFiles,
@@ -120,6 +120,11 @@ class ImageSource:
         return f"{name} ({Path(self.image_list).name})" if self.image_list else name
 
     @property
+    def labelled(self) -> bool:
+        """Whether there are classes; there are none where `train/` of the data set `folder` has no class folders."""
+        return not isinstance(self.spec.loader, FolderLoader) or bool(self.spec.loader.classes)
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """One name a class, in the order of the labels given out."""
         return tuple(item.name for item in imagenet_classes()) if self._mapped else self.spec.class_names
@@ -192,7 +197,13 @@ class ImageSource:
         if self.folder is None:
             raise ValueError(f"The data set 'folder' needs --data.init_args.folder: {_HOW_TO_GET}")
         place = loader.find(self.root_path, download=False)
-        names = tuple(class_folders(place / "train" if (place / "train").is_dir() else split_folder(place, "test")))
+        train = place / "train"
+        if train.is_dir() and len(sub_folders(train)) < 2:
+            return replace(spec, class_names=("image",)), loader
+        try:
+            names = tuple(class_folders(train if train.is_dir() else split_folder(place, "test")))
+        except ValueError as error:
+            raise ValueError(f"{error} Images for pre-training alone need no class: put them into {train}/.") from None
         indices = indices_of(names)
         spec = replace(
             spec, class_names=names, class_indices=indices, label_space="own" if indices is None else "imagenet"

@@ -65,7 +65,12 @@ class Task(LightningModule):
 
     Args:
         optimization: The optimiser's settings.
+
+    Attributes:
+        needs_labels: Whether images without classes are refused.
     """
+
+    needs_labels: bool = True
 
     def __init__(self, optimization: Optimization | None) -> None:
         super().__init__()

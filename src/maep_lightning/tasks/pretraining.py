@@ -33,6 +33,8 @@ class MAEPretraining(Task):
         ValueError: If the mask ratio is out of range, or the purifier is no masked autoencoder.
     """
 
+    needs_labels = False
+
     def __init__(
         self,
         shape: str = "maep_conv_patch4_32",
