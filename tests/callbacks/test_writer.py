@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
+from maep_lightning.models.policies import apply_policy
 from maep_lightning.models.purifier import Purifier
 from maep_lightning.models.shapes import create_mae
 
@@ -73,3 +74,29 @@ def test_originals_and_results_are_never_replaced(case, cli, purifier, folder, c
     assert exit_.value.code == 2
     assert ("would be replaced" if case == "same folder" else "a.png") in capsys.readouterr().err
     assert {path: path.read_bytes() for path in folder.rglob("*.*")} == before
+
+
+@pytest.mark.parametrize("policy", ["tile", "overlap", "interpolate", "resize:16"])
+def test_predict_takes_any_size_under_a_policy_that_does(policy, cli, purifier, tmp_path):
+    for name, size in (("a.png", (50, 37)), ("b.png", (33, 64))):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)).save(
+            tmp_path / "photos" / name
+        )
+    predict(cli, "photos", f"--model.policy={policy}", "--trainer.logger=false")
+    with torch.no_grad():
+        original = torch.from_numpy(pixels(tmp_path / "photos" / "a.png").copy()).permute(2, 0, 1)[None] / 255
+        purified = apply_policy(purifier, policy)(original).clamp(0, 1).mul(255).round()[0].permute(1, 2, 0).numpy()
+    assert (pixels(tmp_path / "runs" / "purified" / "a.png") == purified).all()
+    assert pixels(tmp_path / "runs" / "purified" / "b.png").shape == (33, 64, 3)
+
+
+def test_predict_of_another_size_under_native_suggests_a_policy(cli, purifier, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (50, 37)).save(tmp_path / "photos" / "a.png")
+    with pytest.raises(SystemExit) as exit_:
+        predict(cli, "photos", "--trainer.logger=false")
+    assert exit_.value.code == 2
+    said = capsys.readouterr().err
+    assert "a.png is 50x37 pixels; both must be 32 or a multiple of it" in said
+    assert "--model.policy tile" in said

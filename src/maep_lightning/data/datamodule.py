@@ -48,7 +48,8 @@ class ImageDataModule(LightningDataModule):
         augment: Whether training images are augmented as far as the data set allows.
         seed: Seed of order and augmentation, at least 0.
         download: Whether a missing data set may be fetched.
-        predict_folder: Folder of images for `predict`; each side `image_size` or a multiple of it.
+        predict_folder: Folder of images for `predict`; each side `image_size` or a multiple of it, unless the task says
+            by `takes_any_size` that it takes others.
         num_workers: Processes that decode image files; sets that lie in memory need none.
         folder: The data set's own folder, as it is or below `root`; if None, that of its usual name below `root`.
         image_list: Text file of the test images to take, in order, such as RobustBench's: in each line a path below the
@@ -265,7 +266,8 @@ class ImageDataModule(LightningDataModule):
         """
         if self.predict_folder is None:
             raise ValueError("predict needs images: give their folder with --data.init_args.predict_folder.")
-        folder = ImageFolder(self.predict_folder, self.image_size)
+        task = None if self.trainer is None else self.trainer.lightning_module
+        folder = ImageFolder(self.predict_folder, None if getattr(task, "takes_any_size", False) else self.image_size)
         batch_size = self.eval_batch_size if len(set(folder.sizes)) == 1 else 1
         return DataLoader(folder, batch_size=batch_size, num_workers=self.num_workers)
 

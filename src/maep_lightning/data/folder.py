@@ -18,14 +18,14 @@ class ImageFolder(Dataset[tuple[Tensor, str]]):
 
     Args:
         folder: The folder.
-        image_size: Height and width of an image, or what both are multiples of.
+        image_size: Height and width of an image, or what both are multiples of; None for images of any size.
 
     Raises:
         FileNotFoundError: If there is no such folder, or no image in it.
         ValueError: If a file cannot be read, has another size, or has more than 8 bits a channel.
     """
 
-    def __init__(self, folder: str | Path, image_size: int) -> None:
+    def __init__(self, folder: str | Path, image_size: int | None) -> None:
         root = Path(folder)
         if not root.is_dir():
             raise FileNotFoundError(f"There is no folder {root.absolute()} to read images from.")
@@ -44,16 +44,17 @@ class ImageFolder(Dataset[tuple[Tensor, str]]):
         return torch.from_numpy(np.array(read_rgb(path))).permute(2, 0, 1).contiguous(), str(path)
 
 
-def _checked_size(path: Path, image_size: int) -> tuple[int, int]:
+def _checked_size(path: Path, image_size: int | None) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             width, height = image.size
     except UNREADABLE as error:
         raise ValueError(f"{path} cannot be read as an image: {error}. Replace or remove it.") from error
     check_depth(image, path)
-    if width % image_size or height % image_size:
+    if image_size is not None and (width % image_size or height % image_size):
         raise ValueError(
-            f"{path} is {width}x{height} pixels; both must be {image_size} or a multiple of it. Crop or resize it "
-            f"first: resizing changes what the purifier sees, so it is not done silently."
+            f"{path} is {width}x{height} pixels; both must be {image_size} or a multiple of it. Purify it in tiles "
+            f"with --model.policy tile, or crop or resize it first: resizing changes what the purifier sees, so it is "
+            f"not done silently."
         )
     return width, height

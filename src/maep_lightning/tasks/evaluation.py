@@ -37,6 +37,9 @@ class PurifierEvaluation(LightningModule):
         chunk: Tiles that the policy purifies at once: memory against speed.
         check: So many test images of an `ImageDataModule` are classified behind other normalisations too, before the
             test, and a warning says if the classifier's own seems wrong; 0 leaves it out.
+
+    Attributes:
+        takes_any_size: Whether `predict` takes images of any size: all policies but `native` pad them and crop.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class PurifierEvaluation(LightningModule):
         if purifier is None and policy != "native":
             raise ValueError(f"The policy {policy} serves a purifier: give --model.init_args.purifier FILE.")
         self.check = check
+        self.takes_any_size = policy != "native"
         self.classifier: nn.Module | None = None
         if classifier is not None:
             self.classifier = load_classifier(classifier, classifier_name, num_classes)
