@@ -17,10 +17,6 @@ PAPER := --model.init_args.mask_ratio 0.5 --model.init_args.consistency 0 --mode
 MILD := --model.init_args.noise 0.08 --model.init_args.overrides \
   '{width: 48, depth: 1, heads: 2, decoder_width: 48, decoder_heads: 2, refine_depth: 14, refine_width: 64}'
 
-# The same, continued on crops that are enlarged less and under noise of up to 15/255: photographs have the fine detail that
-# enlarged crops lack.
-DETAIL := --model.init_args.noise 0.06 --data.init_args.crop_scale '[0.1, 1.0]'
-
 smoke.network := resnet20
 smoke.overlays := --config configs/scale/smoke.yaml
 smoke.classifier := --trainer.max_epochs 8
@@ -33,7 +29,6 @@ smoke.plain.lora := $(PAPER) --model.init_args.mask_ratio 0 --trainer.max_epochs
 smoke.aware := --trainer.max_epochs 1 --model.init_args.attack.growth 0
 smoke.denoise := --trainer.max_epochs 1
 smoke.denoise-mild := $(MILD) --trainer.max_epochs 1
-smoke.denoise-detail := $(DETAIL) --trainer.max_epochs 1
 smoke.ladder_images := 20
 smoke.images := 100
 smoke.whitebox_images := 20
@@ -51,7 +46,6 @@ cpu.plain.lora := $(PAPER) --model.init_args.mask_ratio 0 --trainer.max_epochs 1
 cpu.aware := --config configs/scale/ema.yaml --trainer.max_epochs 7 --model.init_args.attack.eps 5/255 --model.init_args.attack.step_size 6/255
 cpu.denoise := --trainer.max_epochs 9 --trainer.check_val_every_n_epoch 3 --data.init_args.val_size 1000
 cpu.denoise-mild := $(MILD) --trainer.max_epochs 11 --trainer.check_val_every_n_epoch 3 --data.init_args.val_size 1000
-cpu.denoise-detail := $(DETAIL) --trainer.max_epochs 3 --trainer.check_val_every_n_epoch 3 --data.init_args.val_size 1000
 cpu.ladder_images := 300
 cpu.images := 1000
 cpu.whitebox_images := 1000
@@ -72,7 +66,6 @@ gpu.aware := --config configs/scale/ema.yaml --model.init_args.overrides '{width
   --model.init_args.attack '{steps: 7, step_size: 2/255}' --trainer.max_epochs 100
 gpu.denoise := --model.init_args.overrides '{refine_depth: 12, refine_width: 128}' --trainer.max_epochs 100
 gpu.denoise-mild := $(gpu.denoise) --model.init_args.noise 0.08
-gpu.denoise-detail := $(DETAIL) --trainer.max_epochs 20
 gpu.ladder_images := 1000
 gpu.images := 10000
 gpu.whitebox_images := 10000
@@ -106,14 +99,12 @@ $(CIFAR10)/aware/whitebox/purifier.safetensors: $(VICTIM)
 	$(call maep-run,fit,configs/cifar10/whitebox.yaml,$(CIFAR10)/aware,whitebox,$($(SCALE).overlays) \
 	  $(victim-options) $($(SCALE).aware) --ckpt_path last)
 
-DENOISE := denoise denoise-mild denoise-detail
+DENOISE := denoise denoise-mild
 denoise.noise := 18
 denoise-mild.noise := 10
 $(DENOISE:%=$(CIFAR10)/%/purifier.safetensors): $(CIFAR10)/%/purifier.safetensors: $(VICTIM)
 	$(call maep-run,fit,configs/cifar10/denoise.yaml,$(CIFAR10),$*,$($(SCALE).overlays) $(victim-options) \
-	  $($(SCALE).$*) $(patsubst %,--model.init_args.weights %,$(filter %/denoise-mild/purifier.safetensors,$^)) \
-	  --trainer.logger.init_args.name $* --ckpt_path last)
-$(CIFAR10)/denoise-detail/purifier.safetensors: $(CIFAR10)/denoise-mild/purifier.safetensors
+	  $($(SCALE).$*) --trainer.logger.init_args.name $* --ckpt_path last)
 
 .PHONY: $(DENOISE:%=%-cifar10)
 $(DENOISE:%=%-cifar10): %-cifar10: $(CIFAR10)/%/purifier.safetensors
