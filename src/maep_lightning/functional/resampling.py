@@ -1,6 +1,6 @@
-"""Images to another size by two matrix products, whose gradient repeats to the bit on every device.
+"""Images to another size by two matrix products.
 
-The backward pass of torch's interpolation adds in any order on a GPU, where an attack has to find the same image again.
+On a GPU the backward pass of torch's interpolation adds in any order, and an attack has to find the same image again.
 """
 
 import torch
