@@ -274,7 +274,9 @@ def usable_device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
         reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} cannot be used here: {reason} Give cpu, or leave it out.") from None
+        raise ValueError(
+            f"--device {name} cannot be used here: {reason.rstrip('.')}. Give cpu, or leave it out."
+        ) from None
 
 
 def main() -> None:

@@ -135,9 +135,10 @@ def best_rows(cells: Sequence[Measured]) -> dict[tuple[str, str], Row]:
 
 
 def headline(cells: Sequence[Measured]) -> Row | None:
-    """The per-sample worst over all that the adversary is allowed; None where no attacker met the purifier.
+    """The lowest figure over all that the adversary is allowed; None where no attacker met the purifier.
 
-    Of the same attacks those on most images count, of several sets of attacks the strongest, blind ones included.
+    In a cell that is the per-sample worst. Of the same attacks those on most images count, of several sets of attacks
+    the strongest, blind ones included.
     """
     if not any(cell.cell.knowing for cell in cells):
         return None
@@ -155,8 +156,9 @@ def honesty(systems: dict[Key, list[Measured]]) -> str:
     heads = {key: row for key, cells in systems.items() if (row := headline(cells)) and row["acc_robust"] is not None}
     text = (
         "**The figure that counts is the last column: for each image the worst of everything that the adversary is"
-        " allowed, attacks through the purifier included. Blind figures, whose attacker does not know of the purifier,"
-        f" are never it. That was measured for {len(heads)} of {len(systems)} systems; the others say so.**"
+        " allowed, attacks through the purifier included, and never above another figure of its line. A blind figure"
+        " alone, whose attacker does not know of the purifier, is never it. That was measured for"
+        f" {len(heads)} of {len(systems)} systems; the others say so.**"
     )
     if heads:
         key, row = max(heads.items(), key=lambda item: item[1]["acc_robust"])

@@ -149,8 +149,8 @@ def test_list__order_and_every_way_to_name_a_class(photos, tmp_path):
             r"names 1 of 2 files that are not in .*val, such as a/a_9\.JPEG",
         ),
         ("a/a_0.JPEG\nd/x.JPEG\n", ValueError, r"line 2: 'd/x\.JPEG' says no class of the 3"),
-        ("a/a_0.JPEG 3\n", ValueError, r"line 1: .* label from 0 to 2"),
-        ("a/a_0.JPEG\td\n", ValueError, r"line 1: .* says no class of the 3"),
+        ("a/a_0.JPEG 3\n", ValueError, "line 1: .* has the label 3, which is no class and not from 0 to 2"),
+        ("a/a_0.JPEG\td\n", ValueError, "line 1: .* has the label d, which is no class"),
         (
             "c/c_0.JPEG\na/a_0.JPEG 1\n",
             ValueError,

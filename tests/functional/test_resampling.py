@@ -21,3 +21,11 @@ def test_resample__and_its_gradient_are_those_of_torchs_interpolation(old, new, 
     torch.testing.assert_close(found, expected)
     gradients = [torch.autograd.grad((image * weight).sum(), images)[0] for image in (found, expected)]
     torch.testing.assert_close(*gradients)
+
+
+def test_resample__under_autocast_is_what_it_is_without():
+    images = torch.rand(2, 3, 20, 33, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = resample(resample(images, 9, 12), 20, 33)
+    assert torch.equal(found, resample(resample(images, 9, 12), 20, 33))
+    assert resample(images.bfloat16(), 9, 12).dtype == torch.bfloat16

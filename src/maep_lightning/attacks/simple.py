@@ -49,7 +49,7 @@ SIMPLE = {
 RECIPES = SIMPLE | {
     "di-mi-fgsm": Recipe(10, 0.1, momentum=1.0, diversity=0.5),  # Xie et al. 2019, M-DI2-FGSM
 }
-"""All that `simple_attack` knows; those beyond `SIMPLE` are measured where they are named, and in no "worst of"."""
+"""All that `simple_attack` knows; those beyond `SIMPLE` are measured where they are named, not in `blind_worst`."""
 
 RESTARTS = tuple(name for name in SIMPLE if name.startswith("pgd"))
 

@@ -54,7 +54,7 @@ def _checked_size(path: Path, image_size: int | None) -> tuple[int, int]:
     if image_size is not None and (width % image_size or height % image_size):
         raise ValueError(
             f"{path} is {width}x{height} pixels; both must be {image_size} or a multiple of it. Purify it in tiles "
-            f"with --model.policy tile, or crop or resize it first: resizing changes what the purifier sees, so it is "
-            f"not done silently."
+            f"with --model.policy tile (tile:32 for a purifier without a size of its own), or crop or resize it first: "
+            f"resizing changes what the purifier sees, so it is not done silently."
         )
     return width, height

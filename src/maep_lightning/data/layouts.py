@@ -278,8 +278,10 @@ def _label(name: str, word: str, label_of: Mapping[str, int]) -> int:
     folder = next((part for part in Path(name).parts[:-1] if part in label_of), None)
     if word in label_of and (folder is not None or not word.isdecimal()):
         said.append(label_of[word])
+    last = len(label_of) - 1
+    if word and not said and folder is not None:
+        raise ValueError(f"has the label {word}, which is no class and not from 0 to {last}. Correct it, or leave it out.")
     if (word and not said) or (not word and folder is None):
-        last = len(label_of) - 1
         hint = f"; the number {word} is a place, not a name" if word in label_of else ""
         raise ValueError(
             f"says no class of the {len(label_of)}{hint}. Write a path with a folder named after the class, or a space "

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def resample(images: Tensor, height: int, width: int, antialias: bool = True) -> Tensor:
-    """Bring images to a size, bilinearly, as `torch.nn.functional.interpolate` does.
+    """Bring images to a size, bilinearly and in their own type, as `torch.nn.functional.interpolate` does.
 
     Args:
         images: `(B, C, H, W)`.
@@ -21,10 +21,11 @@ def resample(images: Tensor, height: int, width: int, antialias: bool = True) ->
         `(B, C, height, width)`.
     """
     h, w = images.shape[-2:]
-    return _weights(h, height, antialias, images).mT @ images @ _weights(w, width, antialias, images)
+    with torch.autocast(images.device.type, enabled=False):
+        return _weights(h, height, antialias, images).mT @ images @ _weights(w, width, antialias, images)
 
 
 def _weights(side: int, new: int, antialias: bool, like: Tensor) -> Tensor:
     """`(side, new)`: what each old pixel of a line gives to each new one."""
-    eye = torch.eye(side, device=like.device, dtype=like.dtype)
-    return F.interpolate(eye[None, None], (side, new), mode="bilinear", antialias=antialias)[0, 0]
+    eye = torch.eye(side, device=like.device, dtype=torch.promote_types(like.dtype, torch.float32))
+    return F.interpolate(eye[None, None], (side, new), mode="bilinear", antialias=antialias)[0, 0].to(like.dtype)

@@ -39,7 +39,8 @@ class PurifierEvaluation(LightningModule):
             test, and a warning says if the classifier's own seems wrong; 0 leaves it out.
 
     Attributes:
-        takes_any_size: Whether `predict` takes images of any size: all policies but `native` pad them and crop.
+        takes_any_size: Whether `predict` takes images whose sides are no multiples of the purifier's: every policy but
+            `native` does, from about half a tile up.
     """
 
     def __init__(
