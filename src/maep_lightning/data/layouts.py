@@ -280,7 +280,9 @@ def _label(name: str, word: str, label_of: Mapping[str, int]) -> int:
         said.append(label_of[word])
     last = len(label_of) - 1
     if word and not said and folder is not None:
-        raise ValueError(f"has the label {word}, which is no class and not from 0 to {last}. Correct it, or leave it out.")
+        raise ValueError(
+            f"has the label {word}, which is no class and not from 0 to {last}. Correct it, or leave it out."
+        )
     if (word and not said) or (not word and folder is None):
         hint = f"; the number {word} is a place, not a name" if word in label_of else ""
         raise ValueError(
