@@ -10,25 +10,6 @@ pytestmark = pytest.mark.usefixtures("_no_figure")
 THREATS = ("none", "blind:bim", "whitebox:apgd-ce")
 
 
-@pytest.fixture
-def slow(linear, monkeypatch):
-    """A case on a clock that counts the classifier's images, so that a pass takes a second each."""
-    clock = [0.0]
-
-    class Slow(nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, images):
-            clock[0] += len(images)
-            return self.inner(images)
-
-    monkeypatch.setattr("time.monotonic", lambda: clock[0])
-    classifier, mirror, images, labels = linear.build(16)
-    return Slow(classifier).eval(), mirror, images, labels
-
-
 def test_estimate__is_what_the_evaluation_costs_where_nothing_breaks(linear, slow, tmp_path):
     plan = linear.plan(8, threats=THREATS)
     expected = 16 * (1 + BACKWARD) * (10 + 7)  # BIM's steps, and APGD's with the one more it looks at

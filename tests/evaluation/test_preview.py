@@ -42,29 +42,14 @@ def test_effort__is_what_the_battery_costs_where_nothing_breaks(linear, changes)
     assert Counting.forwards <= forwards <= 1.3 * Counting.forwards
 
 
-def test_evaluate__says_before_the_attacks_what_they_and_the_battery_cost(linear, tmp_path, capsys, monkeypatch):
-    """On a clock that counts the classifier's images, so that a pass takes a second each."""
-    clock = [0.0]
-
-    class Slow(nn.Module):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, images):
-            clock[0] += len(images)
-            return self.inner(images)
-
+def test_evaluate__says_before_the_attacks_what_they_and_the_battery_cost(linear, slow, tmp_path, capsys, monkeypatch):
     def said(folder, sanity):
         plan, folder = linear.plan(8, threats=("none", "blind_worst")), tmp_path / folder
-        evaluate(*case, plan, folder, progress=True, cache_dir=tmp_path / "cache", sanity=sanity)
+        evaluate(*slow, plan, folder, progress=True, cache_dir=tmp_path / "cache", sanity=sanity)
         (line,) = (line for line in capsys.readouterr().err.splitlines() if "at most about" in line)
         return line.removeprefix("[evaluation] at most about ")
 
-    monkeypatch.setattr("time.monotonic", lambda: clock[0])
     monkeypatch.setattr("maep_lightning.evaluation.progress.clock", lambda seconds: f"{seconds:.0f} s")
-    classifier, mirror, images, labels = linear.build(16)
-    case = (Slow(classifier).eval(), mirror, images, labels)
     forwards, backwards = effort(linear.plan(8), 4)
     battery_alone = forwards + BACKWARD * backwards
     judged = 16 * 8 + 8  # each simple attack, and the clean images of the second chunk
