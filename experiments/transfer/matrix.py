@@ -192,9 +192,11 @@ def _expand(grid: Mapping[str, Any], where: str, names: Mapping[str, Any], seed:
         _known(axes[axis], known, f"{where}: there is no {axis}")
     budget = _mapping(grid.get("budget", {}), f"{where}: budget")
     _known(budget, BUDGETS, f"{where}: there is no budget")
-    shared = {
-        "n": grid["n"],
-        "chunk_size": grid.get("chunk_size", 100),
+    numbers = {"n": grid["n"], "chunk_size": grid.get("chunk_size", 100)}
+    for name, value in (numbers | budget).items():
+        if type(value) is not int:
+            raise ValueError(f"{where}: {name} must be a whole number, not {value!r}.")
+    shared = numbers | {
         "seed": seed,
         "budget": tuple(sorted(budget.items())),
         "threats": ("none", *(threat for threat in _several(grid["threats"]) if threat != "none")),

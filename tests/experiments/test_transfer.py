@@ -131,6 +131,8 @@ def test_expansion__grids_about_the_same_cell_join_their_threats(study, content)
         ({"ball": "Linf 8"}, "grid 'blind': "),
         ({"tile": 4}, "no option 'tile'"),
         ({"n": 1000}, "blur @ native before small on digits .1000 images.*only 397"),
+        ({"n": "four"}, "grid 'blind': n must be a whole number, not 'four'"),
+        ({"budget": {"apgd_steps": 2.5}}, "grid 'blind': apgd_steps must be a whole number, not 2.5"),
         ({"budget": {"apgd_step": 4}}, "no budget 'apgd_step'.*Did you mean apgd_steps"),
     ],
 )

@@ -34,9 +34,20 @@ def test_reflect_pad__is_that_of_torch_and_is_cropped_back(extra):
     torch.testing.assert_close(*gradients)
 
 
-def test_reflect_pad__says_what_is_too_small():
-    with pytest.raises(ValueError, match="10x9 pixels are too small to be mirrored up to 32x32"):
-        reflect_pad(torch.rand(1, 3, 10, 9), 32, 32)
+@pytest.mark.parametrize("shape", [(10, 9), (2, 5), (1, 31), (1, 1)])
+def test_reflect_pad__mirrors_small_images_as_often_as_it_takes(shape):
+    images = torch.rand(1, 3, *shape, requires_grad=True)
+    padded = reflect_pad(images, 32, 32)
+    rows, columns = ([_mirrored(i - (32 - side) // 2, side) for i in range(32)] for side in shape)
+    assert torch.equal(padded, images[:, :, rows][..., columns])
+    assert torch.equal(center_crop(padded, *shape), images)
+
+
+def _mirrored(place, side):
+    """Where a ball is that bounces between the first and the last pixel."""
+    while side > 1 and not 0 <= place < side:
+        place = -place if place < 0 else 2 * (side - 1) - place
+    return place if side > 1 else 0
 
 
 def test_cut_tiles__come_image_by_image_and_row_by_row():

@@ -11,33 +11,25 @@ def padded_side(side: int, size: int, stride: int) -> int:
 
 
 def reflect_pad(images: Tensor, height: int, width: int) -> Tensor:
-    """Enlarge images by mirroring them at their borders, evenly on both sides.
+    """Enlarge images by mirroring them at their borders, evenly on both sides, as often as it takes.
 
     Args:
         images: `(B, C, H, W)`.
-        height: New height, from H to 3 H - 2.
-        width: New width, likewise.
+        height: New height, at least H.
+        width: New width, at least W.
 
     Returns:
         `(B, C, height, width)`; `center_crop` takes the images out of it again.
-
-    Raises:
-        ValueError: If the images are too small to fill that much with their reflection.
     """
-    h, w = images.shape[-2:]
-    if height - h > 2 * (h - 1) or width - w > 2 * (w - 1):
-        raise ValueError(f"Images of {h}x{w} pixels are too small to be mirrored up to {height}x{width}.")
-    for dim, extra in ((-2, height - h), (-1, width - w)):
-        if extra == 0:
-            continue
+    for dim, target in ((-2, height), (-1, width)):
         side = images.shape[dim]
-        before = extra // 2
-        after = extra - before
+        if target == side:
+            continue
         # Not F.pad: its backward pass on a GPU adds up in no fixed order, and attacks must repeat to the bit.
-        images = torch.cat(
-            [images.narrow(dim, 1, before).flip(dim), images, images.narrow(dim, side - 1 - after, after).flip(dim)],
-            dim=dim,
-        )
+        period = torch.cat([images, images.narrow(dim, 1, max(side - 2, 0)).flip(dim)], dim=dim)
+        start = -((target - side) // 2) % period.shape[dim]
+        copies = -(-(start + target) // period.shape[dim])
+        images = torch.cat([period] * copies, dim=dim).narrow(dim, start, target)
     return images
 
 

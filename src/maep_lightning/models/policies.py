@@ -48,11 +48,7 @@ class Tile(nn.Module):
         self.train(purifier.training)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Purify images `(B, 3, H, W)` in [0, 1].
-
-        Raises:
-            ValueError: If the images are so small that their reflection cannot fill a tile.
-        """
+        """Purify images `(B, 3, H, W)` in [0, 1]."""
         h, w = images.shape[-2:]
         padded = reflect_pad(images, *(padded_side(side, self.size, self.stride) for side in (h, w)))
         tiles = cut_tiles(padded, self.size, self.stride)
@@ -145,11 +141,7 @@ class Interpolate(nn.Module):
         self.train(purifier.training)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Purify images `(B, 3, H, W)` in [0, 1].
-
-        Raises:
-            ValueError: If the images are so small that their reflection cannot fill a patch.
-        """
+        """Purify images `(B, 3, H, W)` in [0, 1]."""
         h, w = images.shape[-2:]
         padded = reflect_pad(images, *(padded_side(side, self.patch, self.patch) for side in (h, w)))
         together = max(1, self.chunk * self.size**2 // padded[0, 0].numel())
