@@ -17,6 +17,7 @@ VERBS = {
     "finetune": "fit",
     "lora": "fit",
     "denoise": "fit",
+    "collage": "fit",
     "whitebox": "fit",
     "attack": "test",
     "blind": "test",

@@ -85,14 +85,25 @@ def simple_attack(
         ValueError: If the radius cannot be meant, or the norm is not supported.
     """
     recipe = RECIPES[name]
-
-    def attacked(iterate: Tensor) -> Tensor:
-        return model(diverse_input(iterate, recipe.diversity, generator) if recipe.diversity else iterate)
-
     return pgd(
-        attacked, images, labels, eps, recipe.step * eps, recipe.steps, norm, recipe.random_start, generator,
-        momentum=recipe.momentum,
+        diversified(model, recipe.diversity, generator), images, labels, eps, recipe.step * eps, recipe.steps, norm,
+        recipe.random_start, generator, momentum=recipe.momentum,
     )  # fmt: skip
+
+
+def diversified(
+    model: Callable[[Tensor], Tensor], probability: float, generator: torch.Generator | None = None
+) -> Callable[[Tensor], Tensor]:
+    """A model whose images go through `diverse_input` with this probability, anew at each call; itself at 0.
+
+    Args:
+        model: Images `(B, C, H, W)` in [0, 1] to logits `(B, K)`.
+        probability: As in `diverse_input`; so is `generator`.
+        generator: Source of the draws.
+    """
+    if not probability:
+        return model
+    return lambda images: model(diverse_input(images, probability, generator))
 
 
 def diverse_input(images: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:

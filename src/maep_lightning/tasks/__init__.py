@@ -2,8 +2,16 @@
 
 from maep_lightning.tasks.adversarial import AdversarialFinetuning
 from maep_lightning.tasks.classification import ClassifierTraining
+from maep_lightning.tasks.collages import CollageFinetuning
 from maep_lightning.tasks.evaluation import PurifierEvaluation
 from maep_lightning.tasks.pretraining import MAEPretraining
 from maep_lightning.tasks.purification import PurifierFinetuning
 
-__all__ = ["AdversarialFinetuning", "ClassifierTraining", "MAEPretraining", "PurifierEvaluation", "PurifierFinetuning"]
+__all__ = [
+    "AdversarialFinetuning",
+    "ClassifierTraining",
+    "CollageFinetuning",
+    "MAEPretraining",
+    "PurifierEvaluation",
+    "PurifierFinetuning",
+]

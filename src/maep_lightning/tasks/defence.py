@@ -144,12 +144,15 @@ class PurifierTask(Task):
         return self.purifier
 
     def on_fit_start(self) -> None:
-        """Also keep frozen networks in evaluation mode, and warn of a classifier that gets its images wrongly."""
+        """Also keep frozen networks in evaluation mode, and warn of a classifier that gets its images wrongly.
+
+        Only labels tell that, so a stage that needs none is not warned.
+        """
         super().on_fit_start()
         for network in self.frozen().values():
             network.eval()
         data: Any = getattr(self.trainer, "datamodule", None)
-        if shown := min(CHECKED, getattr(data, "val_size", 0)):
+        if self.needs_labels and (shown := min(CHECKED, getattr(data, "val_size", 0))):
             for warning in check_normalization(self.classifier, *data.monitor_set(shown)).warnings:
                 rank_zero_warn(warning)
 

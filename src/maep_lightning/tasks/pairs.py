@@ -2,22 +2,22 @@
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from maep_lightning.attacks.pgd import pgd
-from maep_lightning.attacks.simple import SIMPLE
+from maep_lightning.attacks.simple import RECIPES, diversified
 from maep_lightning.attacks.threat import Epsilon, Norm, check_radius
 from maep_lightning.evaluation import fingerprint
 from maep_lightning.evaluation.ledger import write_atomically
 
-Kind = Literal["pgd", "fgsm", "bim", "mi-fgsm"]
+Kind = Literal["pgd", "fgsm", "bim", "mi-fgsm", "di-mi-fgsm"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -26,8 +26,9 @@ class PairAttack:
     """The attack that makes the training pairs, on a frozen classifier, never through the purifier.
 
     Args:
-        kind: `pgd` (random start), `bim` (no random start), `mi-fgsm` (with momentum 1) or `fgsm` (one step of eps,
-            whatever `step_size` and `steps` say). In a list, the samples of a batch take turns.
+        kind: `pgd` (random start), `bim` (no random start), `mi-fgsm` (with momentum 1), `di-mi-fgsm` (the same with
+            diverse inputs) or `fgsm` (one step of eps, whatever `step_size` and `steps` say). In a list, the samples of
+            a batch take turns.
         eps: Radius on the [0, 1] scale, written as 8/255.
         eps_low: Smallest radius: that of each sample is drawn evenly from here to `eps`. None takes `eps` for all.
         step_size: Length of a step.
@@ -61,7 +62,7 @@ class PairAttack:
                 raise ValueError(f"Unknown training attack {name!r}; did you mean {', '.join(nearest)}?")
         if not self.kinds:
             raise ValueError(f"No training attack is named; choose some of {', '.join(KINDS)}.")
-        if self.steps < 0 or (self.steps == 0 and {"bim", "mi-fgsm"} & {*self.kinds}):
+        if self.steps < 0 or (self.steps == 0 and {"bim", "mi-fgsm", "di-mi-fgsm"} & {*self.kinds}):
             raise ValueError(f"{self.steps} steps attack nothing: give 1 or more, or 0 with pgd for random noise.")
         if self.eps_low is not None and self.eps_low > self.eps:
             raise ValueError(f"eps_low = {self.eps_low} is above eps = {self.eps}.")
@@ -77,6 +78,10 @@ class PairAttack:
     def kinds(self) -> tuple[Kind, ...]:
         """The attacks of the mix, or the only one."""
         return (self.kind,) if isinstance(self.kind, str) else tuple(self.kind)
+
+    def judge(self) -> Self:
+        """The attack on held-out images: PGD-10 at `eps`, in steps of a quarter of it."""
+        return replace(self, kind="pgd", eps_low=None, steps=10, step_size=Epsilon(self.eps / 4))
 
     def __call__(
         self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator | None = None
@@ -98,13 +103,13 @@ class PairAttack:
             eps = self.eps_low + (self.eps - self.eps_low) * share
         attacked, turns = torch.empty_like(images), len(self.kinds)
         for turn, kind in enumerate(self.kinds):
-            rows, recipe = slice(turn, None, turns), SIMPLE[kind]
+            rows, recipe = slice(turn, None, turns), RECIPES[kind]
             radius = eps[rows] if isinstance(eps, Tensor) else eps
             step_size, steps = (radius, 1) if kind == "fgsm" else (float(self.step_size), self.steps)
             with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
                 attacked[rows] = pgd(
-                    model, images[rows], labels[rows], radius, step_size, steps, self.norm, recipe.random_start,
-                    generator, momentum=recipe.momentum,
+                    diversified(model, recipe.diversity, generator), images[rows], labels[rows], radius, step_size,
+                    steps, self.norm, recipe.random_start, generator, momentum=recipe.momentum,
                 )  # fmt: skip
         return attacked
 

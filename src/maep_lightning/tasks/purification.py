@@ -1,13 +1,11 @@
 """Stages 2 and 3: purification fine-tuning on (attacked, clean) pairs, and the joint training of MAEP's Eq. (12)."""
 
-from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maep_lightning.attacks.threat import Epsilon
 from maep_lightning.functional.augment import random_flip
 from maep_lightning.functional.losses import PixelLoss, pixel_distance, visible_patch_loss
 from maep_lightning.functional.patches import patchify
@@ -219,13 +217,11 @@ class PurifierFinetuning(PurifierTask):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Purification loss, and purified clean accuracy, on held-out images under PGD on the classifier.
 
-        It is PGD-10 in steps of a quarter of eps, from a fixed start, whatever pairs are made of, so that runs compare.
+        The attack is `PairAttack.judge`, whatever pairs are made of, from a fixed start, so that runs compare.
         """
         clean, labels = batch[0], batch[1]
         generator = torch.Generator(clean.device).manual_seed(batch_idx)
-        step_size = Epsilon(self.attack.eps / 4)
-        pgd = replace(self.attack, kind="pgd", eps_low=None, steps=10, step_size=step_size)
-        attacked = pgd(self.classifier, clean, labels, generator)
+        attacked = self.attack.judge()(self.classifier, clean, labels, generator)
         purified = self.purifier(attacked)
         self.log_mean("val/purification_loss", (purified - clean).abs().mean(), len(labels))
         for name, images in (("acc_purified", self.purifier(clean)), ("acc_blind_pgd", purified)):

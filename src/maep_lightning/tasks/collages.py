@@ -1,0 +1,147 @@
+"""Purification before a classifier of large images, learnt from small images alone."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maep_lightning.functional.collages import collages, grids
+from maep_lightning.functional.losses import PixelLoss, pixel_distance
+from maep_lightning.functional.tiles import cut_tiles, join_tiles
+from maep_lightning.tasks.base import Optimization
+from maep_lightning.tasks.defence import LoRA, PurifierTask, Trainable, check_noise
+from maep_lightning.tasks.pairs import PairAttack
+
+
+class CollageFinetuning(PurifierTask):
+    """Teach a purifier of small images what a frozen classifier of large ones looks at.
+
+    Batches of small images become collages (`functional.collages`) of the classifier's size. They are attacked on the
+    classifier, away from what it says of them itself, so that the images' own labels are never needed, and purified in
+    tiles of the purifier's size, as `tile` does at test time. With x a collage, x' the attacked one, P the purifier in
+    tiles and f the classifier, the loss is
+
+        d(P(x'), x) + `consistency` x KL(f(x) || f(P(x')))
+
+    The second term is what `PurifierFinetuning` has at 32 pixels: without it a denoiser can only err less, which at 224
+    pixels does not move the trade between clean and robust accuracy.
+
+    Args:
+        classifier: File of the frozen classifier.
+        classifier_name: What network the classifier's file holds, if it does not say it itself; or options alone.
+        classes: Number of its classes, needed with `classifier_name`; the data's have nothing to do with them.
+        weights: File of the purifier to start from; None starts from scratch.
+        shape: Name of the architecture; a purifier's file knows its own.
+        overrides: Fields of the shape to replace.
+        side: Height and width of the collages in pixels, a multiple of the purifier's size.
+        loss: The pixel distance d: `l1`, `l2` or `charbonnier`.
+        consistency: Weight of the second term.
+        clean_fraction: Share of the collages that stay unattacked.
+        noise: Largest standard deviation, on the [0, 1] scale, of Gaussian noise that is added to the purifier's input;
+            each collage's is drawn evenly from 0 on.
+        attack: How collages are attacked; never through the purifier.
+        trainable: `all`, or `decoder` for the ViT decoder alone, at full rank.
+        lora: Train adapters of this kind on the decoder, and nothing else.
+        optimization: The optimiser's settings.
+
+    Raises:
+        ValueError: If settings contradict each other.
+    """
+
+    needs_labels = False
+
+    def __init__(
+        self,
+        classifier: str,
+        classifier_name: str | None = None,
+        classes: int | None = None,
+        weights: str | None = None,
+        shape: str = "maep_conv_patch4_32",
+        overrides: dict[str, Any] | None = None,
+        side: int = 224,
+        loss: PixelLoss = "l1",
+        consistency: float = 0.02,
+        clean_fraction: float = 0.25,
+        noise: float = 0.0,
+        attack: PairAttack | None = None,
+        trainable: Trainable = "all",
+        lora: LoRA | None = None,
+        optimization: Optimization | None = None,
+    ) -> None:
+        super().__init__(classifier, classifier_name, classes, weights, shape, overrides, trainable, lora, optimization)
+        self.save_hyperparameters(ignore=["optimization", "attack", "lora"])
+        self.tile = self.mae.config.image_size
+        if side < self.tile or side % self.tile:
+            raise ValueError(
+                f"Collages are purified in tiles of {self.tile} pixels, which do not fill a side of {side}."
+            )
+        if consistency < 0:
+            raise ValueError(f"consistency is a weight, 0 or more, not {consistency}.")
+        if not 0 <= clean_fraction <= 1:
+            raise ValueError(f"clean_fraction is a share of each batch in [0, 1], such as 0.25, not {clean_fraction}.")
+        check_noise(noise)
+        self.attack = attack or PairAttack()
+        if self.attack.refresh != 1:
+            raise ValueError("Collages are put together anew in each step, so none are kept: set attack.refresh to 1.")
+        self.side = side
+        self.loss_kind = loss
+        self.consistency = consistency
+        self.clean_fraction = clean_fraction
+        self.noise = noise
+
+    def on_fit_start(self) -> None:
+        """Also refuse batches that do not fill a collage.
+
+        Raises:
+            ValueError: If they do not.
+        """
+        super().on_fit_start()
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        grids(data.image_size, self.side, data.batch_size)
+
+    def purify(self, images: Tensor) -> Tensor:
+        """Purify collages `(B, 3, side, side)` in tiles; on the [0, 1] scale, not clamped."""
+        return join_tiles(
+            self.purifier.restore(cut_tiles(images, self.tile, self.tile)), self.side, self.side, self.tile
+        )
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """One step on the collages of a batch."""
+        clean = collages(batch[0], self.side)
+        with torch.no_grad():
+            said = self.classifier(clean).float()
+        attacked = self.attack(self.classifier, clean, said.argmax(1))
+        if self.clean_fraction:
+            untouched = torch.rand(len(clean), 1, 1, 1, device=clean.device) < self.clean_fraction
+            attacked = torch.where(untouched, clean, attacked)
+        if self.noise:
+            std = self.noise * torch.rand(len(clean), 1, 1, 1, device=clean.device)
+            attacked = (attacked + std * torch.randn_like(attacked)).clamp(0, 1)
+        purified = self.purify(attacked)
+        distance = pixel_distance(purified, clean, self.loss_kind).mean()
+        prediction = self.classifier(purified.clamp(0, 1)).float().log_softmax(dim=1)
+        consistency = F.kl_div(prediction, said.softmax(dim=1), reduction="batchmean")
+        loss = distance + self.consistency * consistency
+        terms = {"purification_loss": distance, "consistency": consistency}
+        self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Purification loss, and how often the classifier says of purified collages what it says of them unpurified.
+
+        The collages are the same in each epoch, attacked by `PairAttack.judge`; images left over from the last batch
+        are left out.
+        """
+        images = batch[0]
+        if len(images) * images[0, 0].numel() < self.side**2:
+            return
+        clean = collages(images, self.side, torch.Generator().manual_seed(batch_idx))
+        said = self.classifier(clean).argmax(1)
+        generator = torch.Generator(clean.device).manual_seed(batch_idx)
+        purified = self.purify(self.attack.judge()(self.classifier, clean, said, generator)).clamp(0, 1)
+        self.log_mean("val/purification_loss", (purified - clean).abs().mean(), len(clean))
+        for name, pictures in (("agree_purified", self.purify(clean).clamp(0, 1)), ("agree_blind_pgd", purified)):
+            agree = (self.classifier(pictures).argmax(1) == said).float()
+            self.log_mean(f"val/{name}", agree.mean(), len(clean))
