@@ -1,7 +1,8 @@
 # CIFAR-10: `make reproduce-cifar10 SCALE=smoke|cpu|gpu`. MAEP with the winning options, and the paper's plain ViT beside
 # it (`plain`), on one frozen classifier. README.md in this folder says what each scale costs and found.
 # `make denoise-cifar10` trains the purifier that stands behind noise, for other classifiers, data sets and sizes, and
-# `make denoise-mild-cifar10` a larger one behind less noise, for smaller radii.
+# `make denoise-mild-cifar10` a larger one behind less noise, for smaller radii; `make collage-cifar10` teaches the latter,
+# as it is shipped, what a classifier of 224 pixels looks at (CLASSIFIER, or torchvision's SqueezeNet).
 # `make whitebox-cifar10` trains the white-box aware purifier (`aware`), and climbs the whole threat ladder with it and with
 # `maep`; SURROGATE and SURROGATE_NAME name the classifier of the transfer rung.
 include experiments/study.mk
@@ -29,6 +30,7 @@ smoke.plain.lora := $(PAPER) --model.init_args.mask_ratio 0 --trainer.max_epochs
 smoke.aware := --trainer.max_epochs 1 --model.init_args.attack.growth 0
 smoke.denoise := --trainer.max_epochs 1
 smoke.denoise-mild := $(MILD) --trainer.max_epochs 1
+smoke.collage := --trainer.max_epochs 1
 smoke.ladder_images := 20
 smoke.images := 100
 smoke.whitebox_images := 20
@@ -46,6 +48,7 @@ cpu.plain.lora := $(PAPER) --model.init_args.mask_ratio 0 --trainer.max_epochs 1
 cpu.aware := --config configs/scale/ema.yaml --trainer.max_epochs 7 --model.init_args.attack.eps 5/255 --model.init_args.attack.step_size 6/255
 cpu.denoise := --trainer.max_epochs 9 --trainer.check_val_every_n_epoch 3 --data.init_args.val_size 1000
 cpu.denoise-mild := $(MILD) --trainer.max_epochs 11 --trainer.check_val_every_n_epoch 3 --data.init_args.val_size 1000
+cpu.collage := --trainer.max_epochs 7 --trainer.check_val_every_n_epoch 3 --data.init_args.val_size 1000
 cpu.ladder_images := 300
 cpu.images := 1000
 cpu.whitebox_images := 1000
@@ -66,6 +69,7 @@ gpu.aware := --config configs/scale/ema.yaml --model.init_args.overrides '{width
   --model.init_args.attack '{steps: 7, step_size: 2/255}' --trainer.max_epochs 100
 gpu.denoise := --model.init_args.overrides '{refine_depth: 12, refine_width: 128}' --trainer.max_epochs 100
 gpu.denoise-mild := $(gpu.denoise) --model.init_args.noise 0.08
+gpu.collage := --data.init_args.batch_size 1568 --trainer.max_epochs 100
 gpu.ladder_images := 1000
 gpu.images := 10000
 gpu.whitebox_images := 10000
@@ -109,6 +113,13 @@ $(DENOISE:%=$(CIFAR10)/%/purifier.safetensors): $(CIFAR10)/%/purifier.safetensor
 .PHONY: $(DENOISE:%=%-cifar10)
 $(DENOISE:%=%-cifar10): %-cifar10: $(CIFAR10)/%/purifier.safetensors
 	@echo "[cifar10] to stand behind noise: noise:$($*.noise)/255,seed=0+$<"
+
+$(CIFAR10)/collage/purifier.safetensors: | $(INSTALLED)
+	$(call maep-run,fit,configs/cifar10/collage.yaml,$(CIFAR10),collage,$($(SCALE).overlays) $($(SCALE).collage) \
+	  $(if $(CLASSIFIER),$(victim-options)) --ckpt_path last)
+
+.PHONY: collage-cifar10
+collage-cifar10: $(CIFAR10)/collage/purifier.safetensors
 
 SURROGATE_FILE := $(or $(SURROGATE),$(CIFAR10)/surrogate/classifier/classifier.safetensors)
 climb = $(call maep-attack,configs/cifar10/ladder.yaml,$(CIFAR10)/$(1),ladder,$<,\
