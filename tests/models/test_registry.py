@@ -35,7 +35,7 @@ def test_load_purifier__every_value_changes_the_output_and_the_fingerprint(one, 
 
 
 def test_load_purifier__each_kind_of_baseline_has_a_fingerprint_of_its_own():
-    specs = [recipe.example for name, recipe in RECIPES.items() if name != "diffusion"]
+    specs = [recipe.example for name, recipe in RECIPES.items() if name not in ("diffusion", "mix")]
     prints = {(of_architecture(load_purifier(spec)), of_weights(load_purifier(spec))) for spec in specs}
     assert len(prints) == len(specs)
 
@@ -56,9 +56,31 @@ def test_load_purifier__joined_ones_are_applied_in_order():
     assert not any(module.training for module in joined.modules())
 
 
+SHIPPED = "maep_conv_patch4_32_cifar10"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_mix__has_the_weights_between_start_and_end(tmp_path, share):
+    ends = []
+    for name in ("start", "end"):
+        purifier = create_purifier("maep_conv_patch4_32", width=16, depth=1, heads=2, decoder_width=16, decoder_heads=2)
+        for parameter in purifier.parameters():
+            torch.nn.init.normal_(parameter)
+        purifier.save_pretrained(tmp_path / f"{name}.safetensors")
+        ends.append(purifier)
+    mixed = load_purifier(f"mix:{share},start={tmp_path}/start.safetensors,end={tmp_path}/end.safetensors")
+    assert not mixed.training
+    for found, start, end in zip(mixed.parameters(), *(purifier.parameters() for purifier in ends), strict=True):
+        torch.testing.assert_close(found, (1 - share) * start + share * end)
+
+
 @pytest.mark.parametrize(
     ("spec", "error", "message"),
     [
+        ("mix:0.5", ValueError, "mix needs start, end: mix takes share, start, end, as in mix:0.5,start=FILE,end=FILE"),
+        (f"mix:2,start={SHIPPED},end={SHIPPED}", ValueError, "share must be in .0, 1., as in mix:0.5, not 2"),
+        (f"mix:1,start={SHIPPED},end={SHIPPED}_denoise", ValueError, "are not of one architecture"),
+        (f"mix:1,start={SHIPPED},end=none.pt", FileNotFoundError, "no weights file none.pt"),
         ("jpg:75", ValueError, "Unknown purifier 'jpg:75'.*Did you mean jpeg"),
         ("purifier", ValueError, "known are identity, jpeg, .*maep_conv.*and files of trained ones"),
         ("jpeg", ValueError, "jpeg needs quality: jpeg takes quality, as in jpeg:75"),

@@ -13,8 +13,9 @@ from maep_lightning.models.baselines import BitDepth, Gaussian, Identity, Jpeg, 
 from maep_lightning.models.diffusion import DiffusionPurifier
 from maep_lightning.models.disco import DISCO_SHAPES, Disco, DiscoConfig, DiscoPurifier
 from maep_lightning.models.mae import MAEConfig, MaskedAutoencoder
-from maep_lightning.models.purifier import ZOO, PretrainedPurifier, Purifier, read_purifier
+from maep_lightning.models.purifier import ZOO, PretrainedPurifier, Purifier
 from maep_lightning.models.shapes import SHAPES, configure
+from maep_lightning.models.trained import load_trained, mix_weights
 
 
 class Recipe(NamedTuple):
@@ -38,6 +39,7 @@ RECIPES: dict[str, Recipe] = {
     "resize": Recipe(Resize, "resize:28"),
     "mirror": Recipe(Mirror, "mirror"),
     "noise": Recipe(Noise, "noise:8/255"),
+    "mix": Recipe(mix_weights, "mix:0.5,start=FILE,end=FILE"),
     "diffusion": Recipe(DiffusionPurifier.from_folder, "diffusion:FOLDER,t=0.1"),
 }
 
@@ -84,28 +86,6 @@ def create_purifier(shape: str, **overrides: Any) -> PretrainedPurifier:
     shapes: dict[str, Callable[[], MAEConfig | DiscoConfig]] = {**SHAPES, **DISCO_SHAPES}
     config = configure(shapes, shape, overrides)
     return DiscoPurifier(Disco(config)) if isinstance(config, DiscoConfig) else Purifier(MaskedAutoencoder(config))
-
-
-def load_trained(path: str | Path) -> PretrainedPurifier:
-    """A trained purifier of whatever architecture its file names.
-
-    Args:
-        path: The file, or the name of one that is shipped.
-
-    Returns:
-        The purifier, in evaluation mode.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is corrupt, no purifier, or of an unknown architecture.
-    """
-    state, header = read_purifier(path)
-    for kind in (Purifier, DiscoPurifier):
-        if kind.architecture == header["architecture"]:
-            return kind.rebuild(state, header["config"], path)
-    raise ValueError(
-        f"{path} is a purifier of the unknown architecture {header['architecture']!r}; update the package."
-    )
 
 
 def _single(spec: str) -> nn.Module:

@@ -6,7 +6,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from maep_lightning.models.mae_weights import is_published, load_published
 from maep_lightning.models.purifier import PretrainedPurifier, Purifier
-from maep_lightning.models.registry import create_purifier, load_trained
+from maep_lightning.models.registry import create_purifier
+from maep_lightning.models.trained import load_trained
 
 
 def start_purifier(weights: str | None, shape: str, overrides: dict[str, Any] | None) -> PretrainedPurifier:
