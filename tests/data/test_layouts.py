@@ -168,6 +168,28 @@ def test_list__faults_are_named(photos, tmp_path, text, error, words):
         read_list(tmp_path / "list.txt", photos / "val", CLASSES)
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_list__folders_above_the_data_set_say_no_class(photos, tmp_path, linked):
+    place = tmp_path / "c" / "b" / "photos" / "val"
+    place.parent.mkdir(parents=True)
+    (photos / "val").rename(place)
+    above = place
+    if linked:
+        (tmp_path / "a").symlink_to(place)
+        place = tmp_path / "a"
+    (tmp_path / "list.txt").write_text(f"{above}/a/a_1.JPEG\n{place}/b/b_0.JPEG 1\n")
+    assert read_list(tmp_path / "list.txt", place, CLASSES).labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("line", ["b/a/a_0.JPEG", "/data/b/elsewhere/a/a_0.JPEG 0"])
+def test_list__a_path_with_the_names_of_two_classes_is_refused(photos, tmp_path, line):
+    (tmp_path / "list.txt").write_text(line)
+    with pytest.raises(
+        ValueError, match=r"list\.txt, line 1: .* 2 folders .* named after classes: b, a\. Write the path"
+    ):
+        read_list(tmp_path / "list.txt", photos / "val", CLASSES)
+
+
 @pytest.fixture
 def numbered(tmp_path):
     """Class folders 1 to 12, an image in each, and one beside them; the classes as sorted names."""

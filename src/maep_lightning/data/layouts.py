@@ -234,9 +234,10 @@ def _images(paths: Iterable[str]) -> list[str]:
 def read_list(path: Path, place: Path, classes: Sequence[str]) -> ImageFiles:
     """The images that a list names, in its order; empty lines and those that begin with `#` are skipped.
 
-    A line is a path, of which the first folder that is named after a class says the class. Behind it may stand a space
-    or a tab and the class: its place in `classes`, from 0, or its name. A number is a place, also where classes are
-    named by numbers. Where a folder says the class too, both must agree, the number as place or as name.
+    A line is a path, of which the folder that is named after a class says the class; folders above `place` say none.
+    Behind it may stand a space or a tab and the class: its place in `classes`, from 0, or its name. A number is a
+    place, also where classes are named by numbers. Where a folder says the class too, both must agree, the number as
+    place or as name.
 
     Args:
         path: The list.
@@ -261,21 +262,36 @@ def read_list(path: Path, place: Path, classes: Sequence[str]) -> ImageFiles:
         if not name or (tab == " " and not word.isdecimal() and word not in label_of):
             name, word = line, ""
         try:
-            labels.append(_label(name, word, label_of))
+            labels.append(_label(_below(place, name), word, label_of))
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {line!r} {error}") from None
         names.append(name)
     return _listed(path, place, names, labels)
 
 
-def _label(name: str, word: str, label_of: Mapping[str, int]) -> int:
+def _below(place: Path, name: str) -> Path:
+    """A listed path without the place of the data set, if it has that."""
+    path = Path(name)
+    for above in (Path(os.path.abspath(place)), place.resolve()):
+        if path.is_relative_to(above):
+            return path.relative_to(above)
+    return path
+
+
+def _label(path: Path, word: str, label_of: Mapping[str, int]) -> int:
     """The label of a listed path and the word behind it, which may be empty.
 
     Raises:
         ValueError: If there is none, or two; the message goes on behind the line.
     """
     said = [int(word)] if word.isdecimal() and int(word) < len(label_of) else []
-    folder = next((part for part in Path(name).parts[:-1] if part in label_of), None)
+    folders = list(dict.fromkeys(part for part in path.parts[:-1] if part in label_of))
+    if len(folders) > 1:
+        raise ValueError(
+            f"has {len(folders)} folders that are named after classes: {', '.join(folders)}. Write the path as it is "
+            f"below the folder of the test images, or rename the folder that says no class."
+        )
+    folder = folders[0] if folders else None
     if word in label_of and (folder is not None or not word.isdecimal()):
         said.append(label_of[word])
     last = len(label_of) - 1
