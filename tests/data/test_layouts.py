@@ -113,6 +113,8 @@ def test_scan__hidden_and_other_files_are_left_out(photos):
     (photos / "val" / "a" / "._a_0.JPEG").write_bytes(b"left by another system")
     (photos / "val" / "a" / "notes.txt").write_text("no image")
     (photos / "val" / ".cache").mkdir()
+    shutil.copytree(photos / "val" / "b", photos / "val" / "a" / ".ipynb_checkpoints")
+    (photos / "val" / "a" / "up").symlink_to("..")
     assert len(scan(photos / "val", CLASSES).labels) == 15
 
 

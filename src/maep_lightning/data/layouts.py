@@ -2,11 +2,11 @@
 
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from maep_lightning.data.decoding import image_suffixes
+from maep_lightning.data.listing import image_paths
 from maep_lightning.data.registry import ImageFiles, Split
 from maep_lightning.data.splits import balanced_order
 
@@ -165,7 +165,7 @@ def class_folders(place: Path) -> list[str]:
 
 
 def scan(place: Path, classes: Sequence[str], origin: Path | None = None) -> ImageFiles:
-    """The images of a split, sorted by class and path.
+    """The images of a split, sorted by class and path, as `image_paths` finds them.
 
     Args:
         place: Folder of the split.
@@ -194,7 +194,7 @@ def scan(place: Path, classes: Sequence[str], origin: Path | None = None) -> Ima
         )
     names, labels = [], []
     for name in sorted(present, key=label_of.__getitem__):
-        found = _images_below(place, name)
+        found = [os.path.join(name, path) for path in image_paths(place / name)]
         names += found
         labels += [label_of[name]] * len(found)
     if not names:
@@ -206,29 +206,11 @@ def scan(place: Path, classes: Sequence[str], origin: Path | None = None) -> Ima
 
 def _unlabelled(place: Path) -> ImageFiles:
     """The images of a split and of its sub-folders, all with label 0."""
-    names = _images(entry.name for entry in os.scandir(place) if entry.is_file())
-    for name in sub_folders(place):
-        names += _images_below(place, name)
+    # Those beside the sub-folder first.
+    names = sorted(image_paths(place), key=lambda name: os.sep in name)
     if not names:
         raise FileNotFoundError(f"{place.absolute()} holds no image (jpg, png, bmp, webp, ...).")
     return ImageFiles.of(place, names, [0] * len(names))
-
-
-def _images_below(place: Path, name: str) -> list[str]:
-    found = []
-    for folder, _, files in os.walk(place / name, followlinks=True):
-        below = os.path.relpath(folder, place)
-        found += [os.path.join(below, file) for file in files]
-    return _images(found)
-
-
-def _images(paths: Iterable[str]) -> list[str]:
-    """The paths that are visible images, sorted."""
-    return sorted(
-        path
-        for path in paths
-        if not os.path.basename(path).startswith(".") and os.path.splitext(path)[1].lower() in image_suffixes()
-    )
 
 
 def read_list(path: Path, place: Path, classes: Sequence[str]) -> ImageFiles:
