@@ -118,6 +118,27 @@ def test_scan__hidden_and_other_files_are_left_out(photos):
     assert len(scan(photos / "val", CLASSES).labels) == 15
 
 
+@pytest.mark.parametrize("name", ["__MACOSX", "@eaDir", ".ipynb_checkpoints"])
+def test_scan__folders_that_systems_leave_are_no_classes(photos, name):
+    shutil.copytree(photos / "val" / "b", photos / "val" / name)
+    assert len(scan(photos / "val", CLASSES).labels) == 15
+
+
+def test_scan__a_class_without_images_that_can_be_read_is_said(photos):
+    for path in (photos / "val" / "b").iterdir():
+        path.rename(path.with_suffix(".HEIC"))
+    with pytest.warns(UserWarning, match=r"val has 1 class folder.* read, but files that end in \.HEIC: b\. .*PNG"):
+        assert set(scan(photos / "val", CLASSES).labels.tolist()) == {0, 2}
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "Val"), ("TRAIN", "valid"), ("train", "Validation")])
+def test_splits__may_be_named_in_other_ways(photos, tmp_path, train, test):
+    expected = [names(loader()(split, tmp_path, False)) for split in ("train", "test")]
+    (photos / "train").rename(photos / train)
+    (photos / "val").rename(photos / test)
+    assert [names(loader()(split, tmp_path, False)) for split in ("train", "test")] == expected
+
+
 def test_scan__unusable_folders_are_refused(photos, tmp_path):
     with pytest.raises(ValueError, match=r"1 sub-folder\(s\) that are no class, such as c; the 2 classes are a, b"):
         scan(photos / "val", ("a", "b"))

@@ -42,6 +42,26 @@ def test_folder__named_by_wordnet_numbers_has_imagenets_labels(tmp_path, write_p
     assert sorted(own.load("test").labels.tolist()) == [0, 1, 1]
 
 
+def test_folder__with_some_wordnet_numbers_says_that_labels_are_its_own(tmp_path, write_photos):
+    write_photos(tmp_path / "some" / "train", {TISSUE: 2, "goldfish": 1, TENCH: 1})
+    with pytest.warns(UserWarning, match=r"1 of the 3 class folders of .*train are .*: goldfish\. .*label_space own"):
+        assert ImageSource("folder", folder=str(tmp_path / "some")).spec.class_indices is None
+
+
+@pytest.mark.filterwarnings("error")
+def test_folder__with_some_wordnet_numbers_is_fine_where_that_is_meant(tmp_path, write_photos):
+    write_photos(tmp_path / "some", {TISSUE: 2, "goldfish": 1})
+    assert ImageSource("folder", folder=str(tmp_path / "some"), label_space="own").class_names == ("goldfish", TISSUE)
+
+
+def test_folder__says_which_class_has_no_images(photos):
+    (photos / "train").rename(photos / "Train")
+    (photos / "Train" / "__MACOSX").mkdir()
+    (photos / "Train" / "new folder").mkdir()
+    with pytest.warns(UserWarning, match=r"Train has 1 class folder.* without an image .* read: new folder\. They"):
+        assert ImageSource("folder", folder=str(photos)).class_names == ("a", "b", "c", "new folder")
+
+
 def test_folder__may_lack_training_or_test_images_that_are_not_needed(photos, tmp_path):
     assert len(ImageSource("folder", folder=str(photos / "val")).load("test").labels) == 15
     (photos / "val").rename(tmp_path / "elsewhere")

@@ -2,26 +2,31 @@
 
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from maep_lightning.data.listing import image_paths
+from maep_lightning.data.listing import image_paths, is_image, is_left_over, visible_files
 from maep_lightning.data.registry import ImageFiles, Split
 from maep_lightning.data.splits import balanced_order
 
 # Fixed, so that the first n test images are the same ones everywhere.
 _ORDER_SEED = 20_120_625
 
+# Names of the folder of a split, in lower case; the first that is there is taken.
+_SPLITS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("val", "valid", "validation", "test")}
+
 
 @dataclass(frozen=True)
 class FolderLoader:
     """Finds the files of a data set: a `DatasetSpec.loader` for whatever lies in folders.
 
-    The folder holds `train/` and `val/` (or `test/`), each with a sub-folder for each class, or class sub-folders and
-    nothing else, which are a test split. Below its sub-folder the images of a class may lie at any depth. Some classes
-    may be missing. Test images come in a fixed class-balanced order, so that any first n of them are a fair sample;
-    those that `val_annotations.txt` (Tiny-ImageNet) or a list names, in its order.
+    The folder holds `train/` and `val/` (or `valid/`, `validation/`, `test/`; in capitals too), each with a sub-folder
+    for each class, or class sub-folders and nothing else, which are a test split. Below its sub-folder the images of a
+    class may lie at any depth. Some classes may be missing. Test images come in a fixed class-balanced order, so that
+    any first n of them are a fair sample; those that `val_annotations.txt` (Tiny-ImageNet) or a list names, in its
+    order.
 
     Args:
         folders: Names of the data set's folder below `root`; the first one that is there is taken.
@@ -55,16 +60,16 @@ class FolderLoader:
             if split == "train":
                 return _unlabelled(place)
             raise ValueError(
-                f"{folder / 'train'} has no folders of at least two classes, so its images serve masked pre-training "
-                f"alone and there is nothing to test. Put training images into train/CLASS/, or name the folder of the "
-                f"test images by itself: --data.init_args.folder {place}."
+                f"{find_split(folder, 'train')} has no folders of at least two classes, so its images serve masked "
+                f"pre-training alone and there is nothing to test. Put training images into train/CLASS/, or name the "
+                f"folder of the test images by itself: --data.init_args.folder {place}."
             )
         if split == "test" and self.image_list is not None:
             return read_list(self.image_list, place, self.classes)
         annotations = place / "val_annotations.txt"
         if annotations.is_file():
             return _read_annotations(annotations, self.classes)
-        files = scan(place, self.classes, None if self.folders else folder / "train")
+        files = scan(place, self.classes, None if self.folders else find_split(folder, "train"))
         return files.take(balanced_order(files.labels, _ORDER_SEED)) if split == "test" else files
 
     def find(self, root: Path, download: bool) -> Path:
@@ -111,6 +116,17 @@ class FolderLoader:
             return (Path(unpacked) / self.folders[0]).rename(root / self.folders[0])
 
 
+def find_split(folder: Path, split: Split) -> Path | None:
+    """The sub-folder of a split, whatever the case of its name; None if there is none.
+
+    Args:
+        folder: Folder of a data set.
+        split: `train` or `test`.
+    """
+    found = {name.lower(): folder / name for name in sub_folders(folder)}
+    return next((found[name] for name in _SPLITS[split] if name in found), None)
+
+
 def split_folder(folder: Path, split: Split) -> Path:
     """Where the images of a split lie.
 
@@ -121,29 +137,26 @@ def split_folder(folder: Path, split: Split) -> Path:
     Raises:
         FileNotFoundError: If there is no such split.
     """
-    train = folder / "train"
+    place = find_split(folder, split)
+    if place is not None:
+        return place
     if split == "train":
-        if train.is_dir():
-            return train
         raise FileNotFoundError(
             f"{folder.absolute()} has no train/, so there is nothing to train on: class folders without it are a test "
             f"split. Put training images into train/CLASS/ and test images into val/CLASS/."
         )
-    for name in ("val", "test"):
-        if (folder / name).is_dir():
-            return folder / name
-    if train.is_dir():
-        raise FileNotFoundError(f"{folder.absolute()} has train/, but neither val/ nor test/ to test on.")
+    if (train := find_split(folder, "train")) is not None:
+        raise FileNotFoundError(f"{folder.absolute()} has {train.name}/, but neither val/ nor test/ to test on.")
     return folder
 
 
 def sub_folders(place: Path) -> list[str]:
-    """Names of the sub-folders of a split, sorted, without hidden ones.
+    """Names of the sub-folders of a split, sorted, but for those that `is_left_over` names.
 
     Args:
         place: Folder of a split.
     """
-    return sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and not is_left_over(entry.name))
 
 
 def class_folders(place: Path) -> list[str]:
@@ -164,6 +177,29 @@ def class_folders(place: Path) -> list[str]:
     return names
 
 
+def some(names: Sequence[str]) -> str:
+    """The first five names, for a message."""
+    return ", ".join(names[:5]) + (", ..." if names[5:] else "")
+
+
+def warn_of_empty(place: Path, names: Sequence[str]) -> None:
+    """Warn of class folders without images.
+
+    Args:
+        place: Folder of a split.
+        names: Names of its class sub-folders.
+    """
+    empty = [name for name in names if not any(map(is_image, visible_files(place / name)))]
+    if empty:
+        others = sorted({os.path.splitext(file)[1] for name in empty for file in visible_files(place / name)} - {""})
+        instead = f", but files that end in {some(others)}" if others else ""
+        warnings.warn(
+            f"{place.absolute()} has {len(empty)} class folder(s) without an image that can be read{instead}: "
+            f"{some(empty)}. They count as classes all the same: convert their images to PNG, or remove the folders.",
+            stacklevel=1,  # one place, so that the same words are said once
+        )
+
+
 def scan(place: Path, classes: Sequence[str], origin: Path | None = None) -> ImageFiles:
     """The images of a split, sorted by class and path, as `image_paths` finds them.
 
@@ -180,11 +216,10 @@ def scan(place: Path, classes: Sequence[str], origin: Path | None = None) -> Ima
     present = class_folders(place)
     strange = [name for name in present if name not in label_of]
     if strange and origin is not None:
-        some = ", ".join(strange[:5]) + (", ..." if strange[5:] else "")
         raise ValueError(
             f"{place.absolute()} has {len(strange)} class(es) that {origin.absolute()} has not, from which the classes "
-            f"are read: {some}. Add their training images, remove their folders, or name the folder of the test images "
-            f"by itself, with labels of its own: --data.init_args.folder {place}."
+            f"are read: {some(strange)}. Add their training images, remove their folders, or name the folder of the "
+            f"test images by itself, with labels of its own: --data.init_args.folder {place}."
         )
     if strange:
         raise ValueError(
@@ -199,7 +234,9 @@ def scan(place: Path, classes: Sequence[str], origin: Path | None = None) -> Ima
         labels += [label_of[name]] * len(found)
     if not names:
         raise FileNotFoundError(f"{place.absolute()} holds no image (jpg, png, bmp, webp, ...) in its class folders.")
-    if len(set(labels)) < 2:
+    held = set(labels)
+    warn_of_empty(place, [name for name in present if label_of[name] not in held])
+    if len(held) < 2:
         raise ValueError(f"All images of {place.absolute()} are of one class, {classes[labels[0]]}; two are needed.")
     return ImageFiles.of(place, names, labels)
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -12,7 +13,15 @@ import torch
 
 from maep_lightning.data.decoding import Decoder
 from maep_lightning.data.imagenet import imagenet_classes, indices_of
-from maep_lightning.data.layouts import FolderLoader, class_folders, split_folder, sub_folders
+from maep_lightning.data.layouts import (
+    FolderLoader,
+    class_folders,
+    find_split,
+    some,
+    split_folder,
+    sub_folders,
+    warn_of_empty,
+)
 from maep_lightning.data.registry import (
     DatasetSpec,
     ImageFiles,
@@ -197,14 +206,27 @@ class ImageSource:
         if self.folder is None:
             raise ValueError(f"The data set 'folder' needs --data.init_args.folder: {_HOW_TO_GET}")
         place = loader.find(self.root_path, download=False)
-        train = place / "train"
-        if train.is_dir() and len(sub_folders(train)) < 2:
+        train = find_split(place, "train")
+        if train is not None and len(sub_folders(train)) < 2:
             return replace(spec, class_names=("image",)), loader
+        origin = train or split_folder(place, "test")
         try:
-            names = tuple(class_folders(train if train.is_dir() else split_folder(place, "test")))
+            names = tuple(class_folders(origin))
         except ValueError as error:
-            raise ValueError(f"{error} Images for pre-training alone need no class: put them into {train}/.") from None
+            raise ValueError(
+                f"{error} Images for pre-training alone need no class: put them into {place / 'train'}/."
+            ) from None
+        warn_of_empty(origin, names)
         indices = indices_of(names)
+        odd = [name for name in names if indices_of((name,)) is None]
+        if 0 < len(odd) < len(names) and self.label_space != "own":
+            warnings.warn(
+                f"{len(odd)} of the {len(names)} class folders of {origin} are not named by WordNet numbers of "
+                f"ImageNet's 1000 classes: {some(odd)}. So all labels count from 0, not as ImageNet's classifiers "
+                f"number them: rename or remove these folders, or say that it is meant: "
+                f"--data.init_args.label_space own.",
+                stacklevel=1,
+            )
         spec = replace(
             spec, class_names=names, class_indices=indices, label_space="own" if indices is None else "imagenet"
         )
