@@ -62,6 +62,25 @@ def test_folder__says_which_class_has_no_images(photos):
         assert ImageSource("folder", folder=str(photos)).class_names == ("a", "b", "c", "new folder")
 
 
+@pytest.mark.parametrize("name", ["train", "Test"])
+def test_folder__with_a_class_that_is_named_like_a_split_is_refused(tmp_path, write_photos, name):
+    write_photos(tmp_path / "photos", {"bus": 2, "car": 2, name: 2})
+    with pytest.raises(
+        ValueError, match=rf"has {name} beside other folders with images: bus, car\. .* move all into .*photos/test/"
+    ):
+        ImageSource("folder", folder=str(tmp_path / "photos"))
+    (tmp_path / "all").mkdir()
+    (tmp_path / "photos").rename(tmp_path / "all" / "test")
+    names = ImageSource("folder", folder=str(tmp_path / "all")).class_names
+    assert names == tuple(sorted(["bus", "car", name]))
+
+
+def test_folder__may_have_folders_without_images_beside_its_splits(photos):
+    (photos / "lists").mkdir()
+    (photos / "lists" / "few.txt").write_text("a/a_0.JPEG")
+    assert ImageSource("folder", folder=str(photos)).class_names == ("a", "b", "c")
+
+
 def test_folder__may_lack_training_or_test_images_that_are_not_needed(photos, tmp_path):
     assert len(ImageSource("folder", folder=str(photos / "val")).load("test").labels) == 15
     (photos / "val").rename(tmp_path / "elsewhere")

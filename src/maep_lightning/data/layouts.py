@@ -127,6 +127,27 @@ def find_split(folder: Path, split: Split) -> Path | None:
     return next((found[name] for name in _SPLITS[split] if name in found), None)
 
 
+def refuse_mixture(folder: Path) -> None:
+    """Refuse a folder in which splits and classes cannot be told apart.
+
+    Args:
+        folder: Folder of a data set.
+
+    Raises:
+        ValueError: If a folder with images lies beside one that has the name of a split.
+    """
+    known = {name for names in _SPLITS.values() for name in names}
+    names = sub_folders(folder)
+    splits = [name for name in names if name.lower() in known]
+    others = [name for name in names if name.lower() not in known]
+    if splits and (others := _with_images(folder, others)):
+        raise ValueError(
+            f"{folder.absolute()} has {some(splits)} beside other folders with images: {some(others)}. If "
+            f"{splits[0]} is a split, move the others out of {folder}; if it is a class like them, move all into "
+            f"{folder / 'test'}/, or for training into {folder / 'train'}/."
+        )
+
+
 def split_folder(folder: Path, split: Split) -> Path:
     """Where the images of a split lie.
 
@@ -189,8 +210,8 @@ def warn_of_empty(place: Path, names: Sequence[str]) -> None:
         place: Folder of a split.
         names: Names of its class sub-folders.
     """
-    empty = [name for name in names if not any(map(is_image, visible_files(place / name)))]
-    if empty:
+    full = set(_with_images(place, names))
+    if empty := [name for name in names if name not in full]:
         others = sorted({os.path.splitext(file)[1] for name in empty for file in visible_files(place / name)} - {""})
         instead = f", but files that end in {some(others)}" if others else ""
         warnings.warn(
@@ -198,6 +219,11 @@ def warn_of_empty(place: Path, names: Sequence[str]) -> None:
             f"{some(empty)}. They count as classes all the same: convert their images to PNG, or remove the folders.",
             stacklevel=1,  # one place, so that the same words are said once
         )
+
+
+def _with_images(place: Path, names: Sequence[str]) -> list[str]:
+    """Those of the sub-folders of a folder that hold an image at any depth."""
+    return [name for name in names if any(map(is_image, visible_files(place / name)))]
 
 
 def scan(place: Path, classes: Sequence[str], origin: Path | None = None) -> ImageFiles:

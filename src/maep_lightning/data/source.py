@@ -17,6 +17,7 @@ from maep_lightning.data.layouts import (
     FolderLoader,
     class_folders,
     find_split,
+    refuse_mixture,
     some,
     split_folder,
     sub_folders,
@@ -69,7 +70,8 @@ class ImageSource:
 
     Raises:
         FileNotFoundError: If the data set `folder` is not where it is said to be.
-        ValueError: If the data set is unknown, or an option is out of range or not one of this data set.
+        ValueError: If the data set is unknown, an option is out of range or not one of this data set, or it cannot be
+            told which sub-folders of the data set `folder` are splits and which are classes.
     """
 
     dataset: str = "digits"
@@ -206,6 +208,7 @@ class ImageSource:
         if self.folder is None:
             raise ValueError(f"The data set 'folder' needs --data.init_args.folder: {_HOW_TO_GET}")
         place = loader.find(self.root_path, download=False)
+        refuse_mixture(place)
         train = find_split(place, "train")
         if train is not None and len(sub_folders(train)) < 2:
             return replace(spec, class_names=("image",)), loader
