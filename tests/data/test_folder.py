@@ -23,6 +23,14 @@ def test_reads_common_formats_sorted_by_path(tmp_path):
     assert all(folder[i][0].shape == (3, 32, 32) for i in range(len(folder)))
 
 
+@pytest.mark.parametrize("name", ["._a.png", ".hidden.png", "@eaDir/a.png", ".cache/a.png", "__MACOSX/a.png"])
+def test_hidden_and_left_over_files_are_skipped(tmp_path, name):
+    picture(tmp_path / "a.png")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"left by another system")
+    assert ImageFolder(tmp_path, 32).paths == [tmp_path / "a.png"]
+
+
 def test_pixels_and_path_come_back(tmp_path):
     pixels = picture(tmp_path / "x.png", size=(64, 32))
     image, path = ImageFolder(tmp_path, 32)[0]

@@ -8,11 +8,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from maep_lightning.data.decoding import UNREADABLE, check_depth, image_suffixes, read_rgb
+from maep_lightning.data.decoding import UNREADABLE, check_depth, read_rgb
+from maep_lightning.data.listing import image_paths
 
 
 class ImageFolder(Dataset[tuple[Tensor, str]]):
-    """The images of a folder and its sub-folders, sorted by path, with their paths.
+    """The images of a folder and its sub-folders as `image_paths` finds them, sorted by path, with their paths.
 
     Every header is read at once, so that a bad file is named before any work is done.
 
@@ -29,7 +30,7 @@ class ImageFolder(Dataset[tuple[Tensor, str]]):
         root = Path(folder)
         if not root.is_dir():
             raise FileNotFoundError(f"There is no folder {root.absolute()} to read images from.")
-        self.paths = sorted(p for p in root.rglob("*") if p.is_file() and p.suffix.lower() in image_suffixes())
+        self.paths = sorted(root / path for path in image_paths(root))
         if not self.paths:
             raise FileNotFoundError(f"{root.absolute()} holds no image (png, jpg, bmp, webp, tiff, ...).")
         self.sizes = [_checked_size(path, image_size) for path in self.paths]
