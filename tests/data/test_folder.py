@@ -38,6 +38,35 @@ def test_pixels_and_path_come_back(tmp_path):
     assert np.array_equal(image.permute(1, 2, 0).numpy(), pixels)
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tiff"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_are_turned_upright(tmp_path, suffix, orientation):
+    # Brighter to the right and, less so, to the bottom: each way to hold the camera gives another order of corners.
+    upright = np.add.outer(np.arange(32) * 2, np.arange(64) * 3).astype(np.uint8)
+    # Which sides of the upright image the first row and column of the stored one are, by the Exif standard.
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].T,
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).convert("RGB").save(tmp_path / f"x.{suffix}", exif=exif)
+    folder = ImageFolder(tmp_path, 32)
+    assert folder.sizes == [(64, 32)]
+    assert np.abs(folder[0][0].numpy().astype(int) - upright).max() <= 8  # JPEG and WebP lose a little
+
+
+def test_transparency_is_dropped_and_the_colour_below_kept(tmp_path):
+    Image.new("RGBA", (32, 32), (200, 100, 50, 0)).save(tmp_path / "x.png")
+    assert ImageFolder(tmp_path, 32)[0][0].flatten(1).unique(dim=1).flatten().tolist() == [200, 100, 50]
+
+
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
 def test_other_modes_become_rgb(tmp_path, mode):
     picture(tmp_path / "x.png", mode=mode)

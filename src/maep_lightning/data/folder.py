@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -14,6 +14,9 @@ from maep_lightning.data.listing import image_paths
 
 class ImageFolder(Dataset[tuple[Tensor, str]]):
     """The images of a folder and its sub-folders as `image_paths` finds them, sorted by path, with their paths.
+
+    A photo whose Exif data say how the camera was held is turned upright, since what is written has no such data.
+    Transparency is dropped: of a transparent pixel the colour below is taken.
 
     Every header is read at once, so that a bad file is named before any work is done.
 
@@ -42,13 +45,14 @@ class ImageFolder(Dataset[tuple[Tensor, str]]):
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         """One image `(3, H, W)` uint8 and its path."""
         path = self.paths[index]
-        return torch.from_numpy(np.array(read_rgb(path))).permute(2, 0, 1).contiguous(), str(path)
+        image = ImageOps.exif_transpose(read_rgb(path))
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), str(path)
 
 
 def _checked_size(path: Path, image_size: int | None) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
-            width, height = image.size
+            width, height = _upright_size(image)
     except UNREADABLE as error:
         raise ValueError(f"{path} cannot be read as an image: {error}. Replace or remove it.") from error
     check_depth(image, path)
@@ -58,4 +62,13 @@ def _checked_size(path: Path, image_size: int | None) -> tuple[int, int]:
             f"with --model.policy tile (tile:32 for a purifier without a size of its own), or crop or resize it first: "
             f"resizing changes what the purifier sees, so it is not done silently."
         )
+    return width, height
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height behind `exif_transpose`, from the header alone."""
+    width, height = image.size
+    # TIFF files come upright from Pillow. PNG's own `getexif` would decode the whole image.
+    if image.format != "TIFF" and Image.Image.getexif(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
+        return height, width
     return width, height
