@@ -62,6 +62,15 @@ def test_photos_are_turned_upright(tmp_path, suffix, orientation):
     assert np.abs(folder[0][0].numpy().astype(int) - upright).max() <= 8  # JPEG and WebP lose a little
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01"])
+def test_damaged_exif_data_turn_nothing(tmp_path, exif):
+    Image.new("RGB", (64, 32)).save(tmp_path / "x.jpg", exif=exif)
+    folder = ImageFolder(tmp_path, 32)
+    assert folder.sizes == [(64, 32)]
+    assert folder[0][0].shape == (3, 32, 64)
+
+
 def test_transparency_is_dropped_and_the_colour_below_kept(tmp_path):
     Image.new("RGBA", (32, 32), (200, 100, 50, 0)).save(tmp_path / "x.png")
     assert ImageFolder(tmp_path, 32)[0][0].flatten(1).unique(dim=1).flatten().tolist() == [200, 100, 50]

@@ -4,12 +4,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from maep_lightning.data.decoding import UNREADABLE, check_depth, read_rgb
 from maep_lightning.data.listing import image_paths
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings an image upright, by the number of its orientation in Exif data."""
+
+_SIDEWAYS = {_TURNS[number] for number in (5, 6, 7, 8)}
+"""Those that swap width and height."""
 
 
 class ImageFolder(Dataset[tuple[Tensor, str]]):
@@ -36,7 +50,9 @@ class ImageFolder(Dataset[tuple[Tensor, str]]):
         self.paths = sorted(root / path for path in image_paths(root))
         if not self.paths:
             raise FileNotFoundError(f"{root.absolute()} holds no image (png, jpg, bmp, webp, tiff, ...).")
-        self.sizes = [_checked_size(path, image_size) for path in self.paths]
+        headers = [_checked_header(path, image_size) for path in self.paths]
+        self.sizes = [size for size, _ in headers]
+        self._turns = [turn for _, turn in headers]
 
     def __len__(self) -> int:
         """Number of images."""
@@ -45,14 +61,18 @@ class ImageFolder(Dataset[tuple[Tensor, str]]):
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
         """One image `(3, H, W)` uint8 and its path."""
         path = self.paths[index]
-        image = ImageOps.exif_transpose(read_rgb(path))
+        image = read_rgb(path)
+        if (turn := self._turns[index]) is not None:
+            image = image.transpose(turn)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous(), str(path)
 
 
-def _checked_size(path: Path, image_size: int | None) -> tuple[int, int]:
+def _checked_header(path: Path, image_size: int | None) -> tuple[tuple[int, int], Image.Transpose | None]:
+    """Width and height of the upright image, and what brings it upright."""
     try:
         with Image.open(path) as image:
-            width, height = _upright_size(image)
+            turn = _turn(image)
+            width, height = image.size[::-1] if turn in _SIDEWAYS else image.size
     except UNREADABLE as error:
         raise ValueError(f"{path} cannot be read as an image: {error}. Replace or remove it.") from error
     check_depth(image, path)
@@ -62,13 +82,15 @@ def _checked_size(path: Path, image_size: int | None) -> tuple[int, int]:
             f"with --model.policy tile (tile:32 for a purifier without a size of its own), or crop or resize it first: "
             f"resizing changes what the purifier sees, so it is not done silently."
         )
-    return width, height
+    return (width, height), turn
 
 
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height behind `exif_transpose`, from the header alone."""
-    width, height = image.size
-    # TIFF files come upright from Pillow. PNG's own `getexif` would decode the whole image.
-    if image.format != "TIFF" and Image.Image.getexif(image).get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
-        return height, width
-    return width, height
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What brings an image upright, from its header alone; None if nothing must, or its Exif data are damaged."""
+    if image.format == "TIFF":  # which Pillow turns itself
+        return None
+    try:
+        # PNG's own `getexif` would decode the whole image.
+        return _TURNS.get(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow raises anything on damaged Exif data; the pixels may be whole
+        return None
