@@ -163,6 +163,88 @@ def test_python__edited_code_has_another_fingerprint(tmp_path, monkeypatch, wher
     assert prints[0] == prints[1] != prints[2]
 
 
+BEHIND = """
+import functools
+import helpers
+from torch import nn
+
+net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(144, 3))
+nets = {"one": net, "part": net[0]}
+
+def uses_global(images):
+    return net(images)
+
+def uses_list(images):
+    return sum(network(images) for network in [nets["one"]])
+
+def uses_module(images):
+    return helpers.network(images)
+
+def calls_another(images):
+    return uses_global(images)
+
+def with_option(images, scale=1.0):
+    return scale * uses_global(images)
+
+def make_closure():
+    inner = net
+    return lambda images: inner(images)
+
+class Wrapper:
+    def __init__(self):
+        self.inner = net
+
+    def __call__(self, images):
+        return self.inner(images)
+
+    def logits(self, images):
+        return self.inner(images)
+
+wrapper = Wrapper()
+method = wrapper.logits
+partial = functools.partial(lambda network, images: network(images), net)
+
+def makes_method():
+    return Wrapper().logits
+"""
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "uses_global",
+        "uses_list",
+        "uses_module",
+        "calls_another",
+        "with_option,scale=2.0",
+        "make_closure",
+        "Wrapper",
+        "wrapper",
+        "method",
+        "partial",
+        "makes_method",
+    ],
+)
+def test_python__network_behind_a_function_is_frozen_and_moved_with_it(tmp_path, monkeypatch, where):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "helpers.py").touch()
+    (tmp_path / "behind.py").write_text(BEHIND + "helpers.network = net\n")
+    for name in ("behind", "helpers"):
+        sys.modules.pop(name, None)
+    loaded = load_classifier(f"python:behind:{where}")
+    net = sys.modules["behind"].net
+    statistics = net[1].running_mean.clone()
+    images = torch.rand(4, 3, 8, 8, requires_grad=True)
+    loaded(images).sum().backward()
+    assert torch.equal(net[1].running_mean, statistics)
+    assert images.grad is not None
+    assert not any(part.training for part in net.modules())
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+    assert {id(parameter) for parameter in loaded.parameters()} == {id(parameter) for parameter in net.parameters()}
+    loaded.to("meta")
+    assert net[0].weight.is_meta
+
+
 def test_python__a_network_stays_what_it_is(module):
     loaded = load_classifier("python:my_classifiers:Network")
     assert type(loaded).__name__ == "Network"

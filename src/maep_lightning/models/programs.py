@@ -6,14 +6,19 @@ import inspect
 import sys
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from maep_lightning.models.weights import check_archive
+
+_NOT_OURS = {"torch", *sys.stdlib_module_names}
+"""Packages that hold neither a user's networks nor his code."""
 
 
 class Program(nn.Module):
@@ -59,11 +64,18 @@ class FunctionClassifier(nn.Module):
 
     Args:
         function: Images to logits.
+
+    Attributes:
+        networks: Those that the function uses, so that they are frozen and moved with this one; one that is made only
+            when the function is called is not among them.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.function = function
+        found = _networks_behind(function, set())
+        inside = {id(part) for network in found for part in network.modules() if part is not network}
+        self.networks = nn.ModuleList(network for network in found if id(network) not in inside)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images `(B, 3, H, W)` to logits `(B, K)`."""
@@ -136,11 +148,50 @@ def import_classifier(where: str, options: dict[str, Any]) -> nn.Module:
         raise ValueError(f"python:{where} is a {type(found).__name__}, neither a network nor a function.")
     if isinstance(found, nn.Module) and options:
         raise ValueError(f"python:{where} is a network and takes no options but norm and size: {', '.join(options)}.")
-    parts = found.modules() if isinstance(found, nn.Module) else [found]
-    names |= {_module_of(part) for part in parts}
     classifier = found if isinstance(found, nn.Module) else FunctionClassifier(partial(found, **options))
+    networks = classifier.networks if isinstance(classifier, FunctionClassifier) else classifier
+    names |= {_module_of(part) for part in (found, *networks.modules())}
     classifier.source_sha256 = _source_digest(names)  # type: ignore[assignment]  # no tensor: a plain attribute
     return classifier
+
+
+def _networks_behind(thing: Any, seen: set[int]) -> list[nn.Module]:
+    """Networks that a callable holds or names: in its closure, its globals, its object, and functions it calls."""
+    if id(thing) in seen:
+        return []
+    seen.add(id(thing))
+    if isinstance(thing, nn.Module):
+        return [thing]
+    held: list[Any] = []
+    if isinstance(thing, partial):
+        held = [thing.func, *thing.args, *thing.keywords.values()]
+    elif isinstance(thing, MethodType):
+        held = [thing.__self__, thing.__func__]
+    elif isinstance(thing, (list, tuple)):
+        held = list(thing)
+    elif isinstance(thing, dict):
+        held = list(thing.values())
+    elif isinstance(thing, (type, ModuleType)) or _module_of(thing).partition(".")[0] in _NOT_OURS:
+        pass
+    elif isinstance(thing, FunctionType):
+        held = [*_used(thing), thing.__defaults__, thing.__kwdefaults__]
+    else:
+        held = [*getattr(thing, "__dict__", {}).values(), type(thing).__call__ if callable(thing) else None]
+    return [network for part in held for network in _networks_behind(part, seen)]
+
+
+def _used(function: FunctionType) -> list[Any]:
+    """What a function has in its closure, and what its code names of its globals and of the modules among them."""
+    codes, used = [function.__code__], [function.__dict__.get("__wrapped__")]
+    for code in codes:  # which grows by the functions inside
+        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    names = dict.fromkeys(name for code in codes for name in code.co_names)  # in order, as fingerprints need it
+    for value in [function.__globals__.get(name) for name in names]:
+        used += [vars(value).get(name) for name in names] if isinstance(value, ModuleType) else [value]
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # an empty cell
+            used.append(cell.cell_contents)
+    return used
 
 
 def _module_of(thing: Any) -> str:
@@ -153,7 +204,7 @@ def _source_digest(names: set[str]) -> str:
     digest = hashlib.sha256()
     for name in sorted(names):
         file = Path(getattr(sys.modules.get(name), "__file__", None) or "")
-        if name.partition(".")[0] not in ("torch", *sys.stdlib_module_names) and file.is_file():
+        if name.partition(".")[0] not in _NOT_OURS and file.is_file():
             digest.update(name.encode() + b"\n" + file.read_bytes())
     return digest.hexdigest()[:16]
 
