@@ -76,3 +76,33 @@ def test_check__says_that_images_are_much_smaller_than_those_of_training():
     (warning,) = check_normalization(classifier, images, labels).warnings
     assert "trained on images of 16 pixels and gets 4: add size=16" in warning
     assert check_normalization(ResizedClassifier(classifier, 16), images, labels).warnings == ()
+
+
+class Returns(nn.Module):
+    def __init__(self, change):
+        super().__init__()
+        self.bins, self.change = Bins("none"), change
+
+    def forward(self, images):
+        return self.change(self.bins(images))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda logits: (logits, logits), r"must return logits \(B, K\), not a tuple"),
+        (lambda logits: {"logits": logits}, "not a dict"),
+        (lambda logits: logits.numpy(), "not a ndarray"),
+        (lambda logits: None, "not a NoneType"),
+        (lambda logits: logits.argmax(1), r"K >= 2, not a tensor \(64,\)"),
+    ],
+)
+def test_check__says_what_a_classifier_must_return(change, message):
+    with pytest.raises(ValueError, match=message):
+        check_normalization(Returns(change), *levels(64))
+
+
+def test_check__refuses_another_precision_by_name():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 10)).double()
+    with pytest.raises(ValueError, match=r"1\.weight is torch\.float64: .* call \.float\(\)"):
+        check_normalization(network, *levels(64))

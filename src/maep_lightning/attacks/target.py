@@ -104,18 +104,9 @@ class Target:
             hidden.register_hook(lambda gradient: self.watch.see(images, gradient))  # type: ignore[no-untyped-call]
         for stage in self.stages:
             hidden = stage(hidden)
-        if not isinstance(hidden, Tensor):
-            raise ValueError(
-                f"The classifier must return logits (B, K), not a {type(hidden).__name__}. Wrap it in a module that"
-                " returns the logits alone."
-            )
-        if hidden.ndim != 2 or hidden.shape[1] < 2:
-            raise ValueError(
-                f"The classifier must return logits (B, K) with K >= 2, not a tensor {tuple(hidden.shape)}."
-                " Give a one-logit head a second logit that is always 0."
-            )
-        self._num_classes = hidden.shape[1]
-        return hidden.float()
+        logits = check_logits(hidden)
+        self._num_classes = logits.shape[1]
+        return logits.float()
 
     def purify(self, images: Tensor) -> Tensor:
         """What the stages before the last make of images; of several versions of an image the first.
@@ -180,6 +171,45 @@ class Target:
         return nullcontext()
 
 
+def check_logits(returned: object) -> Tensor:
+    """What a classifier returned, if it is logits.
+
+    Args:
+        returned: Anything.
+
+    Raises:
+        ValueError: If it is no tensor `(B, K)` with K of at least 2.
+    """
+    if not isinstance(returned, Tensor):
+        raise ValueError(
+            f"The classifier must return logits (B, K), not a {type(returned).__name__}. Wrap it in a module that"
+            " returns the logits alone."
+        )
+    if returned.ndim != 2 or returned.shape[1] < 2:
+        raise ValueError(
+            f"The classifier must return logits (B, K) with K >= 2, not a tensor {tuple(returned.shape)}."
+            " Give a one-logit head a second logit that is always 0."
+        )
+    return returned
+
+
+def check_precision(network: nn.Module) -> None:
+    """Refuse weights of another precision than float32, by name.
+
+    Args:
+        network: Any.
+
+    Raises:
+        ValueError: If there are some.
+    """
+    for path, parameter in network.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise ValueError(
+                f"{type(network).__name__}.{path} is {parameter.dtype}: attacks and their verification need float32;"
+                " call .float()."
+            )
+
+
 def device_of(*networks: nn.Module | None) -> torch.device | None:
     """Where the first weights of some networks are; None where none has any, as a function has none."""
     for network in networks:
@@ -220,11 +250,8 @@ def _check_stage(stage: nn.Module) -> None:
     training = [path or name for path, module in stage.named_modules() if module.training]
     if training:
         raise ValueError(f"{name} is in training mode (at {training[0]}); call .eval() before an evaluation.")
+    check_precision(stage)
     for path, parameter in stage.named_parameters():
-        if parameter.is_floating_point() and parameter.dtype != torch.float32:
-            raise ValueError(
-                f"{name}.{path} is {parameter.dtype}: attacks and their verification need float32; call .float()."
-            )
         if parameter.is_inference():
             raise ValueError(
                 f"{name}.{path} was made under torch.inference_mode, so no gradient can flow; load it outside,"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from maep_lightning.attacks.target import check_logits, check_precision, device_of
 from maep_lightning.models.layers import Normalize
 from maep_lightning.models.preprocessing import (
     NORMALIZATIONS,
@@ -56,9 +57,12 @@ def check_normalization(
 
     Returns:
         What was found. Nothing is found in fewer than 16 images.
+
+    Raises:
+        ValueError: If the classifier is not in float32, or does not return logits `(B, K)` with K of at least 2.
     """
-    tensors = (*classifier.parameters(), *classifier.buffers())
-    device = tensors[0].device if tensors else images.device
+    check_precision(classifier)
+    device = device_of(classifier) or images.device
     pixels, labels = images.to(device), labels.to(device)
     pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
     own = normalization_of(classifier) or Normalize(*NORMALIZATIONS["none"]).to(device)
@@ -67,7 +71,7 @@ def check_normalization(
         # The network's own normalisation undoes what is put before it, so what is left is the alternative.
         parts = torch.split(pixels, batch_size)
         put = [own.inverse(Normalize(*NORMALIZATIONS[name]).to(device)(part)) for part in parts] if name else parts
-        return torch.cat([classifier(part) for part in put])
+        return torch.cat([check_logits(classifier(part)) for part in put])
 
     logits = classify("")
     declared = logits.argmax(1) == labels
