@@ -53,8 +53,8 @@ def module(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
 
 
-def save(network, path):
-    example = torch.rand(2, 3, 8, 8)
+def save(network, path, dtype=torch.float32):
+    example = torch.rand(2, 3, 8, 8, dtype=dtype)
     if path.suffix == ".pt2":
         program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
         torch.export.save(program, path)
@@ -102,6 +102,42 @@ def test_program__says_that_the_batch_must_be_dynamic(network, tmp_path):
     torch.export.save(torch.export.export(network, (torch.rand(2, 3, 8, 8),)), tmp_path / "exported.pt2")
     with pytest.raises(ValueError, match=r"does not take images \(5, 3, 8, 8\).*dynamic batch"):
         load_classifier(tmp_path / "exported.pt2")(torch.rand(5, 3, 8, 8))
+
+
+class FixedBatch(nn.Module):
+    """Two images at once."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return self.network(images).view(2, 3)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_program__traced_for_one_batch_says_so_without_the_traceback_of_torchscript(network, tmp_path):
+    save(FixedBatch(network).eval(), tmp_path / "scripted.pt")
+    with pytest.raises(ValueError, match=r"does not take images \(5, 3, 8, 8\): .*dynamic batch") as raised:
+        load_classifier(tmp_path / "scripted.pt")(torch.rand(5, 3, 8, 8))
+    assert "\n" not in str(raised.value)
+    assert isinstance(raised.value.__cause__, RuntimeError)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_program__failure_that_is_about_no_shape_stays_what_it_is(network, tmp_path):
+    save(network, tmp_path / "scripted.pt")
+    with pytest.raises(RuntimeError, match="type"):  # as where gradients are compared in float64
+        load_classifier(tmp_path / "scripted.pt")(torch.rand(5, 3, 8, 8, dtype=torch.float64))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+@pytest.mark.parametrize("name", ["scripted.pt", "exported.pt2"])
+def test_program__other_precision_is_refused_by_file(network, tmp_path, name, dtype):
+    save(network.to(dtype), tmp_path / name, dtype)
+    with pytest.raises(ValueError, match=rf"{name} has weights in {dtype}, .*call \.float\(\) on the network"):
+        load_classifier(tmp_path / name)
 
 
 @pytest.mark.faults

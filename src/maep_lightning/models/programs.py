@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import inspect
+import re
 import sys
 import zipfile
 from collections.abc import Callable
@@ -44,9 +45,14 @@ class Program(nn.Module):
         """
         try:
             return self.program(images)  # type: ignore[no-any-return]
-        except AssertionError as error:
+        except (AssertionError, RuntimeError) as error:
+            reason = str(error).strip().rpartition("\n")[2]  # TorchScript tells it after its own traceback
+            if isinstance(error, RuntimeError) and not re.search(
+                r"\b(shape|size|dimension)s?\b", reason, re.IGNORECASE
+            ):
+                raise
             raise ValueError(
-                f"The exported program does not take images {tuple(images.shape)}: {error}. Export it with a dynamic"
+                f"The exported program does not take images {tuple(images.shape)}: {reason}. Export it with a dynamic"
                 " batch; where only the size is another, add size=SIDE to classifier_name."
             ) from error
 
@@ -101,7 +107,7 @@ def load_program(path: Path) -> nn.Module:
         Images to logits, as the program has them; on the CPU.
 
     Raises:
-        ValueError: If the file is damaged or no program.
+        ValueError: If the file is damaged or no program, or its weights are not in float32.
     """
     try:
         check_archive(path)
@@ -111,6 +117,12 @@ def load_program(path: Path) -> nn.Module:
             program = torch.export.load(path).module()
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is no program that this torch can load: {error}") from error
+    others = {str(tensor.dtype) for tensor in program.parameters() if tensor.dtype != torch.float32}
+    if others:
+        raise ValueError(
+            f"{path} has weights in {', '.join(sorted(others))}, and attacks need float32: call .float() on the"
+            " network, and export it again."
+        )
     return Program(program, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
