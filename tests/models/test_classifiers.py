@@ -3,6 +3,7 @@ import urllib.error
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -97,6 +98,48 @@ def test_load_classifier__takes_a_foreign_state_dict_by_name(tmp_path):
     again = load_classifier(tmp_path / "weights.pth", "resnet8", 10)
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(again(images), model(images))
+
+
+@pytest.mark.parametrize("key", ["net", "model_state_dict", "ema"])
+def test_load_classifier__takes_the_only_state_dict_of_a_checkpoint(tmp_path, key):
+    model = create_classifier("resnet8", 10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    beside = {
+        "acc": np.float64(0.9),
+        "best": np.float32(0.9),
+        "epoch": np.int64(3),
+        "optimizer": optimizer.state_dict(),
+    }
+    torch.save({key: model.state_dict(), **beside}, tmp_path / "weights.pth")
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(load_classifier(tmp_path / "weights.pth", "resnet8", 10)(images), model.eval()(images))
+
+
+def test_load_classifier__asks_which_of_several_state_dicts_is_meant(tmp_path):
+    state = create_classifier("resnet8", 10).state_dict()
+    torch.save({"student": state, "teacher": state, "epoch": 3}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="several state dicts, student, teacher: save the one that is meant"):
+        load_classifier(tmp_path / "weights.pth", "resnet8", 10)
+
+
+@pytest.mark.parametrize(("mean", "std"), [("mu", "sigma"), ("normalize.mean", "normalize.std")])
+def test_load_classifier__leaves_a_normalisation_in_the_file_out_only_if_it_is_in_use(tmp_path, mean, std):
+    network = create_classifier("resnet8,norm=half", 10)
+    state = {f"model.{key}": value for key, value in network.state_dict().items()}
+    statistics = {mean: torch.full((1, 3, 1, 1), 0.5), std: torch.full((1, 3, 1, 1), 0.25)}
+    torch.save(state | statistics, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=rf"{mean}, {std}.*not the one in use: add norm=0\.5:0\.5:0\.5/0\.25:"):
+        load_classifier(tmp_path / "weights.pth", "resnet8", 10)
+    loaded = load_classifier(tmp_path / "weights.pth", "resnet8,norm=0.5:0.5:0.5/0.25:0.25:0.25", 10)
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(loaded(images), network.eval()(2 * images - 0.5))
+
+
+def test_load_classifier__says_shortly_what_a_pickled_network_needs(tmp_path):
+    torch.save(create_classifier("resnet8", 10), tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"but maep_lightning.*torch\.save\(network\.state_dict\(\)") as raised:
+        load_classifier(tmp_path / "weights.pth", "resnet8", 10)
+    assert len(str(raised.value)) < 400
 
 
 def test_load_classifier__explains_bad_files(tmp_path):

@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from maep_lightning.models.layers import Normalize
 from maep_lightning.models.libraries import LIBRARIES, build, fetch
 from maep_lightning.models.naming import ClassifierName
 from maep_lightning.models.preprocessing import (
+    NORMALIZATIONS,
     NormalizedClassifier,
     ResizedClassifier,
     normalization_of,
@@ -183,8 +185,31 @@ def _from_state(path: Path, name: str, num_classes: int | None) -> nn.Module:
         load_state(model, state, path)
     else:
         network = unwrap(model)
+        layer = normalization_of(model) if asked.norm is None else Normalize(*asked.norm)
+        state = _without_normalization(state, network, layer or Normalize(*NORMALIZATIONS["none"]), path)
         load_state(network, strip_prefix(network, state), path)
     return model
+
+
+def _without_normalization(
+    state: dict[str, Tensor], network: nn.Module, layer: Normalize, path: Path
+) -> dict[str, Tensor]:
+    """A state without the mean and the deviation that some authors keep in it, if they are those of `layer`."""
+    own = tuple(network.state_dict())
+    beside = {name: value.flatten() for name, value in state.items() if value.numel() == 3 and not name.endswith(own)}
+    means = [name for name in beside if name.rpartition(".")[2] in ("mu", "mean")]
+    deviations = [name for name in beside if name.rpartition(".")[2] in ("sigma", "std")]
+    if len(means) != 1 or len(deviations) != 1:
+        return state
+    stated = beside[means[0]], beside[deviations[0]]
+    used = layer.mean.flatten(), layer.std.flatten()
+    if not all(torch.allclose(one.float(), other, rtol=0, atol=1e-4) for one, other in zip(stated, used, strict=True)):
+        text = "/".join(":".join(f"{number:.6g}" for number in part.tolist()) for part in stated)
+        raise ValueError(
+            f"{path} holds a normalisation of its own ({means[0]}, {deviations[0]}), which is not the one in use: add"
+            f" norm={text} to the network's name."
+        )
+    return {name: value for name, value in state.items() if name not in (means[0], deviations[0])}
 
 
 def _recorded_name(header: dict[str, Any]) -> str:

@@ -2,15 +2,27 @@
 
 import argparse
 import json
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
+
+_SCALAR = np.float64(0).__reduce__()[0]
+_BESIDE: list[Any] = [
+    argparse.Namespace,  # the command line, in training checkpoints of facebookresearch's repositories
+    (_SCALAR, "numpy.core.multiarray.scalar"),  # an accuracy, as numpy 1 writes it
+    (_SCALAR, "numpy._core.multiarray.scalar"),  # and numpy 2
+    np.dtype,
+    *{type(np.dtype(kind)) for kind in "?bBhHiIlLqQefd"},
+]
+"""What may stand beside weights in a file, and does nothing."""
 
 
 def whole_state(module: nn.Module) -> dict[str, Tensor]:
@@ -50,15 +62,15 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `write_weights` wrote; a plain safetensors file or a PyTorch state dict has an empty header.
 
     Args:
-        path: A `.safetensors` file, or a `.pt`, `.pth` or `.ckpt` with a state dict, bare or under `state_dict` (as
-            Lightning writes it) or `model`.
+        path: A `.safetensors` file, or a `.pt`, `.pth` or `.ckpt` with a state dict, bare, or under `state_dict` (as
+            Lightning writes it) or `model`, or the only one there under whatever key.
 
     Returns:
         The tensors by name and the header.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file is corrupt or holds no weights.
+        ValueError: If the file is corrupt, or holds no weights or several.
     """
     path = Path(path)
     if not path.is_file():
@@ -69,20 +81,36 @@ def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
                 return state, json.loads((file.metadata() or {}).get("maep", "{}"))
         check_archive(path)
-        # Training checkpoints of facebookresearch's repositories carry their command line beside the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(_BESIDE):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ValueError(
             f"{path} is not a readable weights file ({error}). It may be cut short: make it again."
         ) from error
     except Exception as error:  # pickle raises a family of its own for foreign or damaged files
-        raise ValueError(f"{path} holds no plain weights ({error}). Only state dicts of tensors are loaded.") from error
+        named = re.search(r"GLOBAL (\S+) was not an allowed global", str(error))
+        what = f", but {named[1]}" if named else ""
+        raise ValueError(
+            f"{path} holds no plain weights{what}. Only state dicts of tensors are loaded: write one where the network"
+            " is, with torch.save(network.state_dict(), FILE)."
+        ) from error
     for key in ("state_dict", "model"):
         content = content.get(key, content) if isinstance(content, dict) else {}
-    if not content or not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if _is_state(content):
+        return content, {}
+    inside = {key: value for key, value in content.items() if _is_state(value)} if isinstance(content, dict) else {}
+    if not inside:
         raise ValueError(f"{path} holds no state dict of tensors.")
-    return content, {}
+    if len(inside) > 1:
+        raise ValueError(
+            f"{path} holds several state dicts, {', '.join(map(str, inside))}: save the one that is meant to a file of"
+            " its own."
+        )
+    return next(iter(inside.values())), {}
+
+
+def _is_state(content: Any) -> bool:
+    return isinstance(content, dict) and bool(content) and all(isinstance(each, Tensor) for each in content.values())
 
 
 def check_archive(path: Path) -> None:
