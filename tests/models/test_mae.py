@@ -179,3 +179,14 @@ def test_create_mae__suggests_names():
         create_mae("mae_vit_tiny_patch4")
     with pytest.raises(ValueError, match=r"Unknown architecture fields \['widht'\]"):
         create_mae("mae_vit_tiny_patch4_32", widht=3)
+
+
+def test_positions__of_many_sizes_do_not_pile_up():
+    mae = tiny().eval()
+    images = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        before = mae(images).images
+        for side in (4, 8, 12, 16, 20, 24):
+            mae(images[..., :side])
+        assert len(mae._positions) == 4
+        assert torch.equal(mae(images).images, before)

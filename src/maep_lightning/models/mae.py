@@ -21,6 +21,9 @@ RefineKind = Literal["convs", "deep"]
 _REFINE_SCALE: dict[RefineKind, int] = {"convs": 2, "deep": 4}
 """Pixels of an image's side that become one in the coarsest map of a refinement."""
 
+_TABLES = 4
+"""Position tables that a network keeps, those of encoder and decoder for two sizes of images."""
+
 
 @dataclass(frozen=True)
 class MAEConfig:
@@ -160,9 +163,11 @@ class MaskedAutoencoder(nn.Module):
         self._positions.clear()
 
     def positions(self, width: int, grid: tuple[int, int], device: torch.device) -> Tensor:
-        """The sine-cosine table `(1, L, width)` of a grid, computed once a device."""
+        """The sine-cosine table `(1, L, width)` of a grid on a device; the last `_TABLES` are kept."""
         key = (width, grid, str(device))
         if key not in self._positions:
+            if len(self._positions) >= _TABLES:
+                del self._positions[next(iter(self._positions))]
             with torch.inference_mode(False):
                 self._positions[key] = sincos_position_table(width, grid, self._span)[None].to(device)
         return self._positions[key]
