@@ -12,19 +12,19 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from experiments.transfer.matrix import Cell, Study, read_study
 from experiments.transfer.tables import Measured, write_reports
 from maep_lightning.data.registry import LabelledImages
 from maep_lightning.data.source import ImageSource
 from maep_lightning.evaluation import Subject, evaluate
-from maep_lightning.evaluation.normalization import check_normalization
+from maep_lightning.evaluation.normalization import FURTHER, check_normalization
 from maep_lightning.evaluation.outlook import estimate, is_about, recall
 from maep_lightning.evaluation.plan import Manifest
 from maep_lightning.evaluation.progress import clock
@@ -35,7 +35,7 @@ from maep_lightning.models.policies import apply_policy
 from maep_lightning.models.registry import load_purifier
 
 CHECKED = 64
-"""Images of a data set that a classifier is looked at with before it is attacked."""
+"""Images of a data set that a classifier is looked at with before it is attacked; more where they leave it open."""
 
 
 class Bench(NamedTuple):
@@ -177,8 +177,14 @@ def warn(cells: Iterable[Cell], materials: Materials) -> None:
     pairs = {(cell.classifier, cell.dataset): cell for cell in sorted(cells, key=lambda cell: cell.n)}
     for (classifier, dataset), cell in pairs.items():
         bench = materials.bench(cell)
-        for warning in check_normalization(bench.classifier, bench.images[:CHECKED], bench.labels[:CHECKED]).warnings:
+        more = partial(_first, bench, FURTHER)
+        found = check_normalization(bench.classifier, *_first(bench, CHECKED), more=more)
+        for warning in found.warnings:
             say(f"warning: {classifier} on {dataset}: {warning}")
+
+
+def _first(bench: Bench, n: int) -> tuple[Tensor, Tensor]:
+    return bench.images[:n], bench.labels[:n]
 
 
 def outdated(cells: Iterable[Cell], materials: Materials, runs: Path) -> list[Cell]:

@@ -1,8 +1,14 @@
+import os
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from maep_lightning.data import ImageDataModule
 from maep_lightning.evaluation.normalization import check_normalization
+from maep_lightning.models.classifiers import load_classifier
 from maep_lightning.models.preprocessing import NORMALIZATIONS, NormalizedClassifier, ResizedClassifier
 
 
@@ -55,6 +61,50 @@ def test_check__counts_what_the_classifier_itself_gets_right():
     assert found.declared == int((classifier(images).argmax(1) == labels).sum())
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in NORMALIZATIONS["half"])
     assert found.correct["half"] == int((classifier.network((images - mean) / std).argmax(1) == labels).sum())
+
+
+def mixed(n, told):
+    """Images of which Bins("half") gets all right behind `half`, and but for `told` of them as it is."""
+    labels = torch.full((n,), 9)
+    labels[:told] = 3
+    return (0.05 + 0.1 * labels.float()).view(-1, 1, 1, 1).expand(-1, 3, 4, 4), labels
+
+
+@pytest.mark.parametrize(
+    ("told", "sample", "better", "warned"),
+    [
+        (6, mixed(1024, 96), "half", "right on 928 of 1024 .* trained with that. Add norm=half"),
+        (6, mixed(1024, 6), None, r"1018 of 1024 .* and on 1024 behind norm=half; not significant \(p = 0\.016\)"),
+        (6, mixed(1024, 2), None, None),
+        (6, mixed(64, 64), None, "58 of 64 .* and on 64 behind norm=half; not significant"),  # no more than before
+        (6, None, None, "58 of 64 .* and on 64 behind norm=half; not significant"),
+        (3, "not asked for", None, None),
+        (12, "not asked for", "half", "52 of 64"),
+    ],
+)
+def test_check__looks_at_more_images_where_some_leave_it_open(told, sample, better, warned):
+    more = None if sample is None else lambda: pytest.fail("asked") if isinstance(sample, str) else sample
+    found = check_normalization(Bins("half"), *mixed(64, told), more=more)
+    assert found.better == better
+    assert len(found.warnings) == bool(warned)
+    if warned:
+        assert re.search(warned, found.warnings[0])
+
+
+REAL = Path(os.environ.get("MAEP_DATA_DIR", "nowhere"))
+
+
+@pytest.mark.parametrize("n", [256, 1024])
+def test_real_network__trained_with_that_of_imagenet_is_told_from_half(n):
+    name = "cifar10_akamaster_resnet20"
+    if not (REAL / "cifar-10-batches-py").is_dir() or not (REAL / "weights" / f"{name}.pth").is_file():
+        pytest.skip("MAEP_DATA_DIR does not hold CIFAR-10 and this file")
+    data = ImageDataModule("cifar10", str(REAL))
+    classifier = load_classifier(name, "norm=half")
+    found = check_normalization(classifier, *data.test_sample(n), more=lambda: data.test_sample(1024))
+    assert found.better == "imagenet"
+    right = check_normalization(load_classifier(name), *data.test_sample(n), more=lambda: data.test_sample(1024))
+    assert (right.better, right.warnings) == (None, ())
 
 
 def test_check__says_that_classes_are_in_another_order():

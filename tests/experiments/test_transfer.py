@@ -301,7 +301,8 @@ def test_measure__warns_once_of_a_classifier_that_does_not_get_its_images_as_it_
 ):
     checks = []
 
-    def check(classifier, images, labels):
+    def check(classifier, images, labels, more):
+        assert [len(part) for part in more()] == [5, 5]
         checks.append(len(images))
         return NormalizationCheck(len(images), 0, {}, None, ("add norm=255.",))
 

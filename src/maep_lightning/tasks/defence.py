@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from maep_lightning.evaluation.normalization import check_normalization
+from maep_lightning.evaluation.normalization import FURTHER, check_normalization
 from maep_lightning.models.classifiers import load_classifier
 from maep_lightning.models.lora import Target, inject_lora
 from maep_lightning.models.mae import MaskedAutoencoder
@@ -19,7 +20,7 @@ from maep_lightning.tasks.start import start_purifier
 Trainable = Literal["all", "decoder"]
 
 CHECKED = 64
-"""Held-out images that the classifier is looked at with before training."""
+"""Held-out images that the classifier is looked at with before training; more where they leave it open."""
 
 
 @dataclass
@@ -153,7 +154,9 @@ class PurifierTask(Task):
             network.eval()
         data: Any = getattr(self.trainer, "datamodule", None)
         if self.needs_labels and (shown := min(CHECKED, getattr(data, "val_size", 0))):
-            for warning in check_normalization(self.classifier, *data.monitor_set(shown)).warnings:
+            images, labels = data.monitor_set(shown)
+            more = partial(data.monitor_set, min(FURTHER, data.val_size))
+            for warning in check_normalization(self.classifier, images, labels, more=more, device=self.device).warnings:
                 rank_zero_warn(warning)
 
     def export(self, path: Path, provenance: dict[str, Any]) -> None:

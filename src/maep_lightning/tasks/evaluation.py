@@ -1,5 +1,6 @@
 """The stage of judgement: a frozen classifier behind a purifier, neither trained."""
 
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -7,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from maep_lightning.evaluation.normalization import check_normalization
+from maep_lightning.evaluation.normalization import FURTHER, check_normalization
 from maep_lightning.models.classifiers import load_classifier
 from maep_lightning.models.defended import stages
 from maep_lightning.models.policies import CHUNK, apply_policy
@@ -36,7 +37,8 @@ class PurifierEvaluation(LightningModule):
             `interpolate` or `resize`; see `maep_lightning.models.policies.apply_policy`.
         chunk: Tiles that the policy purifies at once: memory against speed.
         check: So many test images of an `ImageDataModule` are classified behind other normalisations too, before the
-            test, and a warning says if the classifier's own seems wrong; 0 leaves it out.
+            test, and a warning says if the classifier's own seems wrong; where they leave it open, 1,024 are; 0 leaves
+            it out.
 
     Attributes:
         takes_any_size: Whether `predict` takes images whose sides are no multiples of the purifier's: every policy but
@@ -91,7 +93,9 @@ class PurifierEvaluation(LightningModule):
         """Warn of a classifier that does not get its images as it was trained to."""
         data: Any = getattr(self.trainer, "datamodule", None)
         if self.classifier is not None and self.check > 0 and hasattr(data, "test_sample"):
-            for warning in check_normalization(self.classifier, *data.test_sample(self.check)).warnings:
+            images, labels = data.test_sample(self.check)
+            more = partial(data.test_sample, FURTHER)
+            for warning in check_normalization(self.classifier, images, labels, more=more, device=self.device).warnings:
                 rank_zero_warn(warning)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
