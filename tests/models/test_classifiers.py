@@ -399,11 +399,40 @@ def test_library__without_a_network_says_what_to_do(monkeypatch):
         ("torchvision:resnet5", "Did you mean resnet"),
         ("timm:resnet50@V1", "names weights after a dot"),
         ("timm:resnet5", "Did you mean resnet50"),
+        (
+            "timm:resnet50.a1_in1kk",
+            r"\(a1_in1kk\) for resnet50\. Did you mean resnet50\.a1_in1k or resnet50\.a1h",
+        ),
+        ("timm:resnet18,pretraned=True", "unexpected keyword argument 'pretraned'\\.$"),
     ],
 )
 def test_load_classifier__explains_unknown_names_of_libraries(source, message):
     with pytest.raises(ValueError, match=message):
         load_classifier(source)
+
+
+@pytest.mark.parametrize(
+    ("source", "intended"),
+    [
+        ("tim:resnet50", "timm:resnet50"),
+        ("TIMM:resnet50.a1_in1k", "timm:resnet50.a1_in1k"),
+        ("timm/resnet50,norm=half", "timm:resnet50,norm=half"),
+        ("torchvison:resnet50", "torchvision:resnet50"),
+        ("pyhton:module:make", "python:module:make"),
+    ],
+)
+def test_load_classifier__explains_misspelt_libraries(source, intended):
+    with pytest.raises(FileNotFoundError, match=rf"Did you mean {intended}\?"):
+        load_classifier(source)
+    if not source.startswith("py"):
+        with pytest.raises(ValueError, match=rf"Did you mean {intended}\?"):
+            create_classifier(source, 10)
+
+
+def test_load_classifier__folder_is_no_library():
+    with pytest.raises(FileNotFoundError) as raised:
+        load_classifier("tim/resnet50.pth")
+    assert "timm:resnet50" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from maep_lightning.models.layers import Normalize
-from maep_lightning.models.libraries import LIBRARIES, build, fetch
+from maep_lightning.models.libraries import LIBRARIES, build, fetch, meant
 from maep_lightning.models.naming import ClassifierName
 from maep_lightning.models.preprocessing import (
     NORMALIZATIONS,
@@ -64,8 +64,9 @@ def create_classifier(name: str, num_classes: int) -> nn.Module:
         return _prepare(build(parts, num_classes), parts)
     if parts.library or parts.network not in _OWN:
         nearest = difflib.get_close_matches(parts.network, _OWN, n=3) or list(_OWN)
+        hint = f" Did you mean {close}?" if (close := meant(name)) else ""
         raise ValueError(
-            f"Unknown classifier {name!r}; known are {', '.join(nearest)}, timm:NAME and torchvision:NAME."
+            f"Unknown classifier {name!r}; known are {', '.join(nearest)}, timm:NAME and torchvision:NAME.{hint}"
         )
     if parts.options or parts.weights:
         raise ValueError(f"{name!r}: {parts.network} has the options norm and size, and no published weights.")
@@ -157,7 +158,8 @@ def _fetch(source: str, asked: ClassifierName, num_classes: int | None) -> nn.Mo
         return _prepare(import_classifier(parts.network, parts.options), parts)
     folder = _weights_folder()
     here = sorted(path.stem for path in folder.glob("*.*")) if folder.is_dir() else []
-    close = difflib.get_close_matches(source, {*here, *PUBLISHED}, n=3)
+    library = meant(source, (*LIBRARIES, "python"))
+    close = [library] if library else difflib.get_close_matches(source, {*here, *PUBLISHED}, n=3)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     raise FileNotFoundError(
         f"There is no weights file {source}, and none of that name in {folder}.{hint} Train it first, or correct the"

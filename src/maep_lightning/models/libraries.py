@@ -76,7 +76,7 @@ def _timm(name: ClassifierName, pretrained: bool, **arguments: Any) -> Normalize
     except OSError:  # some errors of fetching are ValueErrors too
         raise
     except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"timm: {error}.{_similar(name.network.partition('.')[0], timm.list_models())}") from error
+        raise ValueError(f"timm: {str(error).rstrip('.')}.{_similar_timm(name.network)}") from error
     stated: Any = network.pretrained_cfg
     size = stated["input_size"][-1] if pretrained else None
     return NormalizedClassifier(network, stated["mean"], stated["std"], size)
@@ -109,6 +109,32 @@ def _check_torchvision(name: ClassifierName) -> None:
     known = torchvision.models.list_models(module=torchvision.models)
     if name.network not in known:
         raise ValueError(f"torchvision: unknown model {name.network!r}.{_similar(name.network, known)}")
+
+
+def meant(text: str, libraries: Iterable[str] = LIBRARIES) -> str | None:
+    """A name with its library spelt right, as `timm:resnet50` for `tim:resnet50` or `timm/resnet50`.
+
+    Args:
+        text: A name that is none.
+        libraries: What may stand before the colon.
+
+    Returns:
+        The name; None where no library is near.
+    """
+    mark = ":" if ":" in text else "/"
+    library, _, rest = text.partition(mark)
+    # What stands before a slash may be any folder, so that it must be the library's name.
+    close = difflib.get_close_matches(library.lower(), libraries, n=1, cutoff=0.6 if mark == ":" else 1.0)
+    return f"{close[0]}:{rest}" if close and rest else None
+
+
+def _similar_timm(name: str) -> str:
+    """The nearest networks, or where the network is known the nearest of its weights; nothing where both are."""
+    network, _, tag = name.partition(".")
+    if not timm.is_model(network):
+        return _similar(network, timm.list_models())
+    tags = timm.list_models(f"{network}.*", pretrained=True)
+    return _similar(name, tags) if tag and name not in tags else ""
 
 
 def _similar(name: str, known: Iterable[str]) -> str:
