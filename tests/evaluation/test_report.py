@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 from matplotlib.image import imread
 
 from maep_lightning.evaluation import Subject, evaluate
@@ -75,3 +76,42 @@ def test_report__bad_reference_is_refused(linear, tmp_path):
     (tmp_path / "bad.json").write_text('{"rows": [{"system": "x"}]}')
     with pytest.raises(ValueError, match=r"bad\.json is no file of published rows"):
         evaluate(*linear.build(4), linear.plan(4), tmp_path, reference=tmp_path / "bad.json", progress=False)
+
+
+NAMES = tuple(f"class {number}" for number in range(4))
+
+
+def test_report__predictions_beyond_the_class_names_go_by_their_number(linear, tmp_path, capsys):
+    """Labels 0 to 3 of 4 names, and a classifier of 10 logits."""
+    classifier, _, images, _ = linear.build(60)
+    with torch.no_grad():
+        labels = classifier(images).argmax(1)
+    images, labels = images[labels < 4], labels[labels < 4]
+    subject = Subject(class_names=NAMES)
+    evaluate(classifier, None, images, labels, linear.plan(8, threats=("none", "whitebox")), tmp_path, subject=subject)
+    warning = "The classifier has 10 logits, and the data have 4 classes"
+    assert warning in capsys.readouterr().err.partition("chunk 1 of")[0]
+    assert warning in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "report.png").exists()
+    page = (tmp_path / "report.html").read_text()
+    assert any(f"✗ {number}<" in page for number in range(4, 10))
+    assert f"class {int(labels[0])}" in page
+
+
+def test_report__a_picture_that_fails_loses_no_results(linear, tmp_path, monkeypatch):
+    def fail(*args):
+        raise IndexError("tuple index out of range")
+
+    monkeypatch.setattr("maep_lightning.evaluation.report.draw", fail)
+    with pytest.raises(IndexError):
+        evaluate(*linear.build(4), linear.plan(4), tmp_path, progress=False, sanity=0)
+    assert json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert (tmp_path / "report.md").exists()
+    assert (tmp_path / "audit.csv").exists()
+
+
+def test_evaluate__refuses_fewer_logits_than_classes_before_any_attack(linear, tmp_path):
+    subject = Subject(class_names=tuple("abcdefghijkl"))
+    with pytest.raises(ValueError, match="10 logits, and the data have 12 classes"):
+        evaluate(*linear.build(4), linear.plan(4), tmp_path, subject=subject, progress=False)
+    assert not (tmp_path / "ledger").exists()

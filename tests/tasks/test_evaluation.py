@@ -159,3 +159,31 @@ def test_test__says_that_the_normalisation_is_wrong_and_what_to_do(tmp_path, mon
         warnings.simplefilter("always")
         main(command)
     assert any("Add norm=255 to classifier_name" in str(warning.message) for warning in caught) == warned
+
+
+WIDTHS = """
+import torch
+
+def logits(classes):
+    return lambda images: torch.arange(float(classes)).expand(len(images), -1) + images.mean((1, 2, 3))[:, None]
+
+def fewer():
+    return logits(7)
+
+def more():
+    return logits(20)
+"""
+
+
+def test_test__compares_the_classifier_s_width_with_the_data_before_the_test_pass(tmp_path, monkeypatch):
+    (tmp_path / "widths.py").write_text(WIDTHS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(PurifierEvaluation, "test_step", lambda *args: pytest.fail("the test pass began"))
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(default_root_dir=tmp_path, **options)
+    data = ImageDataModule("digits", test_limit=5)
+    with pytest.raises(ValueError, match="7 logits, and the data have 10 classes"):
+        trainer.test(PurifierEvaluation("python:widths:fewer"), datamodule=data)
+    monkeypatch.setattr(PurifierEvaluation, "test_step", lambda *args: None)
+    with pytest.warns(UserWarning, match="20 logits, and the data have 10 classes"):
+        trainer.test(PurifierEvaluation("python:widths:more", check=0), datamodule=data)

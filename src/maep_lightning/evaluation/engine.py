@@ -14,7 +14,7 @@ from maep_lightning.evaluation.findings import Case
 from maep_lightning.evaluation.ladder import fixed
 from maep_lightning.evaluation.ledger import Ledger, LedgerError, Status, Unit, empty_images
 from maep_lightning.evaluation.plan import Plan
-from maep_lightning.evaluation.preflight import pixels
+from maep_lightning.evaluation.preflight import class_mismatch, pixels
 from maep_lightning.evaluation.preview import preview
 from maep_lightning.evaluation.progress import Progress, Timings
 from maep_lightning.evaluation.results import Results, Subject, collect
@@ -78,6 +78,8 @@ def evaluate(
     bound = bind(classifier, purifier, images, labels, plan, run_dir, device, surrogate)
     images, labels, device, manifest = bound.images, bound.labels, bound.device, bound.manifest
     bare, defended, ledger, rungs = bound.bare, bound.defended, bound.ledger, bound.rungs
+    subject = subject or Subject()
+    mismatch = class_mismatch(manifest.values["num_classes"], subject.class_names)
     manifest.pin(run_dir)
     chunks = -(-len(labels) // plan.chunk_size)
     bar = Progress(progress and workers.rank == 0, chunks, workers.world_size)
@@ -86,12 +88,14 @@ def evaluate(
         plan, rungs, images, labels, ledger, cache, Timings(run_dir), bar, device, min(sanity, len(labels))
     )
     bar.say(f"{len(labels)} images in {chunks} chunks, {manifest.values['attack_title']}, {plan.norm} eps {plan.eps}")
+    if mismatch:
+        bar.say(f"warning: {mismatch}")
     for number in workers.chunks(chunks):
         engine.climb(number)
     workers.join()
     if not (run_dir / "plan.json").exists():
         raise FileNotFoundError(f"{run_dir} is not the same folder for every process; use a shared file system.")
-    results = collect(plan, manifest, rungs, ledger, run_dir, subject or Subject(), time.monotonic() - started)
+    results = collect(plan, manifest, rungs, ledger, run_dir, subject, time.monotonic() - started)
     if sanity > 0:
         sample = pixels(images[:sanity], device), labels[:sanity].to(device)
         random = defended if defended is not None and defended.draws > 1 else None
@@ -108,12 +112,11 @@ def evaluate(
             bar.say(f"{check.id} {check.name} FAILED: {check.detail}")
         results = results.checked(checked)
     if workers.rank == 0:
-        from maep_lightning.evaluation.report import write_report
+        from maep_lightning.evaluation.report import write_pictures, write_report
 
+        write_report(results, rungs, ledger, images, labels, run_dir, reference)
         with isolated_rng(plan.seed, device):
-            write_report(results, rungs, ledger, images, labels, run_dir, reference)
-        # Last, since it says that the evaluation is finished.
-        results.write(run_dir / "results.json")
+            write_pictures(results, rungs, ledger, images, labels, run_dir)
         bar.say(f"report: {run_dir / 'report.md'}")
     workers.join()
     return results

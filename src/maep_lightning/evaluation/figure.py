@@ -109,10 +109,8 @@ def _attacked(rung: Rung, ledger: Ledger, clean: Tensor, chunk_size: int) -> tup
 
 
 def _names(bare: Target, images: Tensor, labels: Tensor, results: Results) -> list[str]:
-    names = results.subject.class_names
     predictions = judge(bare, images, labels).prediction.tolist()
-    texts = [names[label] if names else str(label) for label in predictions]
     return [
-        f"✓ {text}" if right else f"✗ {text}"
-        for text, right in zip(texts, [p == y for p, y in zip(predictions, labels.tolist(), strict=True)], strict=True)
+        f"{'✓' if prediction == label else '✗'} {results.subject.class_name(prediction)}"
+        for prediction, label in zip(predictions, labels.tolist(), strict=True)
     ]

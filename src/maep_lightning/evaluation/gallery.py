@@ -104,9 +104,8 @@ def _exhibit(
 
 
 def _texts(target: Target, images: Tensor, labels: Tensor, results: Results) -> list[str]:
-    names = results.subject.class_names
     predictions = judge(target, images, labels).prediction.tolist()
     return [
-        f"{'✓' if prediction == label else '✗'} {names[prediction] if names else prediction}"
+        f"{'✓' if prediction == label else '✗'} {results.subject.class_name(prediction)}"
         for prediction, label in zip(predictions, labels.tolist(), strict=True)
     ]

@@ -171,7 +171,6 @@ def _readings(results: Results, reading: str) -> list[str]:
 
 
 def _classes(results: Results, labels: Tensor) -> str:
-    names = results.subject.class_names
     shown = {
         name.replace("-none", " clean").replace("-whitebox", " whitebox"): outcome
         for name, outcome in results.outcomes.items()
@@ -179,7 +178,7 @@ def _classes(results: Results, labels: Tensor) -> str:
     rows = []
     for label in sorted(set(labels.tolist())):
         own = labels == label
-        cells = [escape(names[label]) if names else str(label), str(int(own.sum()))]
+        cells = [escape(results.subject.class_name(label)), str(int(own.sum()))]
         for outcome in shown.values():
             status = outcome.status[own]
             right = int((status == Status.ROBUST).sum())

@@ -1,5 +1,6 @@
 """What is looked at before the first attack, so that nothing spoils all of them."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -34,6 +35,35 @@ def checked_data(images: Tensor, labels: Tensor, n: int | None) -> tuple[Tensor,
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise ValueError(f"Images must be uint8, or floating point in [0, 1], not {images.dtype}.")
     return images[:n].cpu(), labels[:n].long().cpu()
+
+
+def class_mismatch(logits: int, class_names: Sequence[str] | None) -> str:
+    """Compare the width of a classifier with the classes of the data.
+
+    Args:
+        logits: Number of the classifier's logits K.
+        class_names: One name a class of the data; None where they are not known.
+
+    Returns:
+        What to say of a classifier with more logits than there are classes, which one that may also reject has; empty
+        where the two agree, as for ImageNet's 1000 in the label space `imagenet`.
+
+    Raises:
+        ValueError: If there are fewer logits than classes.
+    """
+    classes = logits if class_names is None else len(class_names)
+    hint = " Its classes are ImageNet's: give --data.label_space imagenet for a part of them." if logits == 1000 else ""
+    if logits < classes:
+        raise ValueError(
+            f"The classifier has {logits} logits, and the data have {classes} classes, so that some could never be"
+            " right: give a classifier of this data set, or the data set that it was trained on."
+        )
+    if logits == classes:
+        return ""
+    return (
+        f"The classifier has {logits} logits, and the data have {classes} classes: predictions beyond them are wrong,"
+        f" and go by their number.{hint or ' Was it trained on other data?'}"
+    )
 
 
 def preflight(

@@ -11,6 +11,7 @@ from maep_lightning.evaluation.audit import write_audit
 from maep_lightning.evaluation.figure import draw
 from maep_lightning.evaluation.ledger import Ledger, Status, write_atomically
 from maep_lightning.evaluation.page import write_page
+from maep_lightning.evaluation.preflight import class_mismatch
 from maep_lightning.evaluation.results import Results
 from maep_lightning.evaluation.rungs import Rung
 from maep_lightning.evaluation.summary import Outcome
@@ -44,7 +45,7 @@ def write_report(
     run_dir: Path,
     reference: str | Path | None = None,
 ) -> None:
-    """Write `report.md`, `report.png`, `report.html`, `robustbench.json` and `audit.csv`.
+    """Write all that needs no picture: `report.md`, `robustbench.json`, `audit.csv` and, last, `results.json`.
 
     Args:
         results: What was found.
@@ -59,12 +60,28 @@ def write_report(
         ValueError: If the reference file is not as it should be.
     """
     published = read_reference(reference, results) if reference is not None else []
-    draw(results, rungs, ledger, images, labels, run_dir / "report.png")
     write_atomically(run_dir / "report.md", markdown(results, published).encode())
-    write_page(results, rungs, ledger, images, labels, honesty(results), KNOWS, READINGS, run_dir / "report.html")
     fields = json.dumps(robustbench_fields(results), indent=2) + "\n"
     write_atomically(run_dir / "robustbench.json", fields.encode())
     write_audit(rungs, ledger, images, labels, results.plan.chunk_size, run_dir / "audit.csv")
+    results.write(run_dir / "results.json")
+
+
+def write_pictures(
+    results: Results, rungs: list[Rung], ledger: Ledger, images: Tensor, labels: Tensor, run_dir: Path
+) -> None:
+    """Write `report.png` and `report.html`, whose networks run once more.
+
+    Args:
+        results: What was found.
+        rungs: The rungs.
+        ledger: Where the attacked images are.
+        images: The evaluated images, `(N, C, H, W)`, uint8 or in [0, 1].
+        labels: `(N,)`.
+        run_dir: The run folder.
+    """
+    draw(results, rungs, ledger, images, labels, run_dir / "report.png")
+    write_page(results, rungs, ledger, images, labels, honesty(results), KNOWS, READINGS, run_dir / "report.html")
 
 
 def read_reference(path: str | Path, results: Results) -> list[dict[str, Any]]:
@@ -231,7 +248,8 @@ def _robust(outcome: Outcome) -> str:
 
 
 def _troubles(results: Results) -> list[str]:
-    lines = []
+    mismatch = class_mismatch(results.manifest.values["num_classes"], results.subject.class_names)
+    lines = [f"- {mismatch}"] if mismatch else []
     for name, outcome in results.outcomes.items():
         for status in (Status.ERROR, Status.NOT_RUN):
             if count := outcome.count(status):

@@ -38,6 +38,15 @@ class Subject:
     class_names: tuple[str, ...] | None = None
     training_data: str = "not stated"
 
+    def class_name(self, label: int) -> str:
+        """The name of a class, or its number where there is none, as of a logit beyond the data's classes.
+
+        Args:
+            label: Number of the class.
+        """
+        names = self.class_names or ()
+        return names[label] if 0 <= label < len(names) else str(label)
+
 
 @dataclass(frozen=True)
 class Results:

@@ -3,12 +3,15 @@
 from functools import partial
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from maep_lightning.attacks.target import check_logits
 from maep_lightning.evaluation.normalization import FURTHER, check_normalization
+from maep_lightning.evaluation.preflight import class_mismatch
 from maep_lightning.models.classifiers import load_classifier
 from maep_lightning.models.defended import stages
 from maep_lightning.models.policies import CHUNK, apply_policy
@@ -90,9 +93,21 @@ class PurifierEvaluation(LightningModule):
         self.acc_clean, self.acc_purified = MeanMetric(), MeanMetric()
 
     def on_test_start(self) -> None:
-        """Warn of a classifier that does not get its images as it was trained to."""
+        """Warn of a classifier that does not get its images as it was trained to, or has more logits than the data.
+
+        Raises:
+            ValueError: If it has fewer logits than the data have classes.
+        """
         data: Any = getattr(self.trainer, "datamodule", None)
-        if self.classifier is not None and self.check > 0 and hasattr(data, "test_sample"):
+        if self.classifier is None or not hasattr(data, "test_sample"):
+            return
+        image = data.test_sample(1).images.to(self.device)
+        image = image.float() / 255 if image.dtype == torch.uint8 else image
+        with torch.no_grad():
+            classes = check_logits(self.classifier(image)).shape[1]
+        if mismatch := class_mismatch(classes, getattr(data, "class_names", None)):
+            rank_zero_warn(mismatch)
+        if self.check > 0:
             images, labels = data.test_sample(self.check)
             more = partial(data.test_sample, FURTHER)
             for warning in check_normalization(self.classifier, images, labels, more=more, device=self.device).warnings:
