@@ -4,7 +4,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from maep_lightning.evaluation import Subject, evaluate
+from maep_lightning.evaluation import Plan, Subject, evaluate
 
 FIELDS = (
     "dataset split n classifier purifier policy threat attack norm eps acc_undefended_clean acc_clean acc_robust ci95"
@@ -115,3 +115,30 @@ def test_evaluate__refuses_fewer_logits_than_classes_before_any_attack(linear, t
     with pytest.raises(ValueError, match="10 logits, and the data have 12 classes"):
         evaluate(*linear.build(4), linear.plan(4), tmp_path, subject=subject, progress=False)
     assert not (tmp_path / "ledger").exists()
+
+
+@pytest.mark.usefixtures("_no_figure")
+@pytest.mark.parametrize(
+    ("threats", "title"),
+    [
+        (["none"], "no attack"),
+        (["none", "blind:fgsm"], "FGSM"),
+        (["none", "whitebox:apgd-ce", "blind:fgsm"], "FGSM; apgd-ce (100 steps)"),
+        (["none", "square", "noise"], "any of 100 random corners of the ball; square (3 queries)"),
+    ],
+)
+def test_report__title_names_the_attacks_that_ran(linear, tmp_path, capsys, threats, title):
+    """A plan's defaults are those of AutoAttack, which none of these runs."""
+    plan = Plan(eps="2/255", threats=threats, chunk_size=4, square_queries=3)
+    evaluate(*linear.build(4), plan, tmp_path, sanity=0)
+    text = (tmp_path / "report.md").read_text()
+    assert f"**Linf eps 2/255, {title}.** Threat models: " in text
+    assert "AutoAttack" not in text
+    assert f"4 images in 1 chunks, Linf eps 2/255: {title}\n" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_no_figure")
+def test_report__title_names_autoattack_where_it_ran(linear, tmp_path):
+    plan = Plan(eps="2/255", threats=["none", "blind", "blind:fgsm", "whitebox"], chunk_size=1)
+    evaluate(*linear.build(1), plan, tmp_path, progress=False, sanity=0)
+    assert "**Linf eps 2/255, AutoAttack standard; FGSM.** Threat models: " in (tmp_path / "report.md").read_text()

@@ -28,10 +28,10 @@ def reasons_against(results: Results) -> list[str]:
         against.append(f"{values['n']} of {board} images")
     if "whitebox" not in values["threats"]:
         against.append("the white-box rung was not climbed")
+    elif results.plan.version != "standard" or results.plan.settings.reduced:
+        against.append(f"the attack is {values['attack_title']}")
     if values["whole_draws"] > 1:
         against.append("the purifier is stochastic")
-    if results.plan.version != "standard" or results.plan.settings.reduced:
-        against.append(f"the attack is {values['attack_title']}")
     if not results.complete:
         against.append("the run is incomplete or its headline withheld")
     if results.sanity is None:

@@ -17,7 +17,7 @@ from maep_lightning.evaluation.plan import Plan
 from maep_lightning.evaluation.preflight import class_mismatch, pixels
 from maep_lightning.evaluation.preview import preview
 from maep_lightning.evaluation.progress import Progress, Timings
-from maep_lightning.evaluation.results import Results, Subject, collect
+from maep_lightning.evaluation.results import Results, Subject, collect, name_attacks, title_of
 from maep_lightning.evaluation.rungs import Batch, Candidates, Rung, judge_seed, unit_seed
 from maep_lightning.evaluation.sanity import battery, read, write
 from maep_lightning.evaluation.summary import alive, kept, standing
@@ -87,7 +87,8 @@ def evaluate(
     engine = _Engine(
         plan, rungs, images, labels, ledger, cache, Timings(run_dir), bar, device, min(sanity, len(labels))
     )
-    bar.say(f"{len(labels)} images in {chunks} chunks, {manifest.values['attack_title']}, {plan.norm} eps {plan.eps}")
+    attacks = name_attacks(title_of(rung, manifest) for rung in rungs if rung.baseline is not None)
+    bar.say(f"{len(labels)} images in {chunks} chunks, {plan.norm} eps {plan.eps}: {attacks}")
     if mismatch:
         bar.say(f"warning: {mismatch}")
     for number in workers.chunks(chunks):

@@ -181,7 +181,7 @@ def honesty(results: Results) -> str:
     threats = ", ".join(values["threats"])
     against = reasons_against(results)
     return (
-        f"**{values['norm']} eps {values['eps']}, {values['attack_title']}.** Threat models: {threats}."
+        f"**{values['norm']} eps {values['eps']}, {results.attacks}.** Threat models: {threats}."
         f" Gradient path: {_gradient_path(results)}."
         f" n = {values['n']} ({subject.dataset} {subject.split}, the first {values['n']}), Wilson 95 % intervals,"
         f" seed {values['seed']}, chunks of {values['chunk_size']}, float32 without TF32, every adversarial image"

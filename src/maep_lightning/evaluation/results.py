@@ -1,6 +1,7 @@
 """Results of an evaluation, and the file they are kept in."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,11 @@ class Results:
         return dict(zip(self.outcomes, self.rows, strict=True))
 
     @property
+    def attacks(self) -> str:
+        """The attacks that ran, see `name_attacks`."""
+        return name_attacks(row["attack"] for row in self.rows if row["threat"] not in ("none", "worst"))
+
+    @property
     def complete(self) -> bool:
         """Whether every rung is complete."""
         return all(row["complete"] for row in self.rows)
@@ -123,6 +129,15 @@ class Results:
         if self.sanity is not None:
             content["sanity"] = self.sanity.to_json()
         write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def name_attacks(titles: Iterable[str]) -> str:
+    """The attacks of an evaluation, each once, with their budgets.
+
+    Args:
+        titles: What results call the attacks of each rung that attacks.
+    """
+    return "; ".join(dict.fromkeys(titles)) or "no attack"
 
 
 def collect(
@@ -174,10 +189,20 @@ def tally(plan: Plan, manifest: Manifest, rungs: list[Rung], ledger: Ledger) -> 
     return _rows(settle(plan, manifest, rungs, ledger), rungs, manifest, Subject(), {})
 
 
+def title_of(rung: Rung, manifest: Manifest) -> str:
+    """How results name the attacks of a rung.
+
+    Args:
+        rung: The rung.
+        manifest: The plan bound to networks and data.
+    """
+    return rung.title or str(manifest.values["attack_title"])
+
+
 def _rows(
     outcomes: dict[str, Outcome], rungs: list[Rung], manifest: Manifest, subject: Subject, spent: dict[str, float]
 ) -> list[dict[str, Any]]:
-    titles = {rung.name: rung.title or manifest.values["attack_title"] for rung in rungs}
+    titles = {rung.name: title_of(rung, manifest) for rung in rungs}
     attacked = [name for name in outcomes if not name.startswith("undefended-") and name not in (CLEAN, "worst")]
     plain = all(name in ("blind", "whitebox") for name in attacked)
     titles["worst"] = manifest.values["attack_title"] if plain else f"worst of {', '.join(attacked)}"
