@@ -142,3 +142,15 @@ def test_report__title_names_autoattack_where_it_ran(linear, tmp_path):
     plan = Plan(eps="2/255", threats=["none", "blind", "blind:fgsm", "whitebox"], chunk_size=1)
     evaluate(*linear.build(1), plan, tmp_path, progress=False, sanity=0)
     assert "**Linf eps 2/255, AutoAttack standard; FGSM.** Threat models: " in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.usefixtures("_no_figure")
+@pytest.mark.parametrize(("policy", "name"), [("native", "flip"), ("tile:32", "flip (policy tile:32)")])
+def test_report__names_the_resolution_policy(linear, tmp_path, policy, name):
+    subject, plan = Subject(classifier="linear", purifier="flip", policy=policy), linear.plan(4, threats=("none",))
+    evaluate(*linear.build(4), plan, tmp_path, subject=subject, progress=False, sanity=0)
+    text = (tmp_path / "report.md").read_text()
+    assert text.startswith(f"# {name} before linear\n")
+    assert f"| linear behind {name} | none |" in text
+    assert f"<h1>{name} before linear</h1>" in (tmp_path / "report.html").read_text()
+    assert json.loads((tmp_path / "robustbench.json").read_text())["name"] == f"linear behind {name}"

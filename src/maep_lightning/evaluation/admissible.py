@@ -56,7 +56,7 @@ def robustbench_fields(results: Results) -> dict[str, Any]:
     attacked = results.by_rung.get(f"{prefix}whitebox", {}).get("acc_robust")
     against = reasons_against(results)
     return {
-        "name": f"{results.subject.classifier} behind {results.subject.purifier}"
+        "name": f"{results.subject.classifier} behind {results.subject.defence}"
         if defended
         else results.subject.classifier,
         "dataset": results.subject.dataset,

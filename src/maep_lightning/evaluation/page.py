@@ -67,7 +67,7 @@ def write_page(
         path: The file.
     """
     subject, values = results.subject, results.manifest.values
-    title = f"{subject.purifier if values['purifier_weights'] else 'No purifier'} before {subject.classifier}"
+    title = f"{subject.defence if values['purifier_weights'] else 'No purifier'} before {subject.classifier}"
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="honesty">{escape(honesty.replace("**", ""))}</p>',

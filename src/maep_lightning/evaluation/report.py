@@ -115,7 +115,7 @@ def markdown(results: Results, published: list[dict[str, Any]]) -> str:
         published: Rows of other systems, see `read_reference`.
     """
     subject, values = results.subject, results.manifest.values
-    lines = [f"# {subject.purifier if values['purifier_weights'] else 'No purifier'} before {subject.classifier}", ""]
+    lines = [f"# {subject.defence if values['purifier_weights'] else 'No purifier'} before {subject.classifier}", ""]
     lines += [honesty(results), ""]
     if results.sanity is not None and results.sanity.withheld:
         names = ", ".join(f"{check.id} ({check.name})" for check in results.sanity.failed)
@@ -202,7 +202,7 @@ def _gradient_path(results: Results) -> str:
 def _line(name: str, row: dict[str, Any], results: Results) -> str:
     outcome = results.outcomes[name]
     low, high = row["ci95"]
-    system = f"{row['classifier']}" + (f" behind {row['purifier']}" if row["purifier"] else ", undefended")
+    system = f"{row['classifier']}" + (f" behind {results.subject.defence}" if row["purifier"] else ", undefended")
     retention = "-"
     if row["acc_robust"] is not None and row["acc_undefended_clean"]:
         retention = _percent(row["acc_robust"] / row["acc_undefended_clean"])

@@ -39,6 +39,11 @@ class Subject:
     class_names: tuple[str, ...] | None = None
     training_data: str = "not stated"
 
+    @property
+    def defence(self) -> str:
+        """The purifier, and its resolution policy where that is not `native`."""
+        return self.purifier if self.policy == "native" else f"{self.purifier} (policy {self.policy})"
+
     def class_name(self, label: int) -> str:
         """The name of a class, or its number where there is none, as of a logit beyond the data's classes.
 
