@@ -4,9 +4,11 @@ from torch import nn
 
 from maep_lightning.evaluation.fingerprint import of_architecture, of_weights
 from maep_lightning.models.mae import MaskedAutoencoder
+from maep_lightning.models.policies import apply_policy
 from maep_lightning.models.purifier import ZOO, PretrainedPurifier, Purifier
 from maep_lightning.models.registry import RECIPES, create_purifier, load_purifier
 from maep_lightning.models.shapes import create_mae
+from maep_lightning.models.trained import trained_on
 from maep_lightning.models.weights import read_weights, write_weights
 
 TINY = {"width": 16, "depth": 1, "heads": 2, "decoder_width": 16, "decoder_heads": 2, "refine_width": 8}
@@ -165,3 +167,26 @@ def test_restore__is_the_masked_reconstruction_before_the_clamp():
     assert torch.equal(restored, purifier.mae(images, 0.5, torch.Generator().manual_seed(1)).images)
     assert restored.max() > 1
     assert torch.equal(purifier(images), purifier.restore(images).clamp(0, 1))
+
+
+def test_trained_on__is_what_the_files_say(tmp_path):
+    for name, provenance in (("birds", {"data": "birds"}), ("cats", {"data": "cats"}), ("silent", None)):
+        Purifier(create_mae("maep_conv_patch4_32", **TINY)).save_pretrained(
+            tmp_path / f"{name}.safetensors", provenance
+        )
+    birds, cats, silent = (tmp_path / f"{name}.safetensors" for name in ("birds", "cats", "silent"))
+    said = "(the purifier's last stage, as its file says)"
+    for spec, text in {
+        "jpeg:75": "not stated",
+        f"{silent}": "not stated",
+        f"{birds}": f"birds {said}",
+        f"noise:0.1+{birds}": f"birds {said}",
+        f"{birds}+{cats}": f"birds and cats {said}",
+        f"{birds}+{silent}": "not stated",
+        f"mix:0.5,start={birds},end={cats}": f"birds and cats {said}",
+        f"mix:0.5,start={birds},end={silent}": "not stated",
+    }.items():
+        assert trained_on(load_purifier(spec)) == text
+    assert trained_on(apply_policy(load_purifier(birds), "interpolate")) == f"birds {said}"
+    assert trained_on(nn.Sequential(load_purifier(birds), nn.Conv2d(3, 3, 1))) == "not stated"
+    assert trained_on(None) == "not stated"

@@ -187,3 +187,19 @@ def test_test__compares_the_classifier_s_width_with_the_data_before_the_test_pas
     monkeypatch.setattr(PurifierEvaluation, "test_step", lambda *args: None)
     with pytest.warns(UserWarning, match="20 logits, and the data have 10 classes"):
         trainer.test(PurifierEvaluation("python:widths:more", check=0), datamodule=data)
+
+
+@pytest.mark.parametrize(
+    ("purifier", "options", "said"),
+    [
+        (NAME, {}, "cifar10 (the purifier's last stage, as its file says)"),
+        ("jpeg:75", {}, "not stated"),
+        ("jpeg:75", {"training_data": "digits and no more"}, "digits and no more"),
+    ],
+)
+def test_callback__states_what_the_purifier_s_file_says(files, tmp_path, purifier, options, said):
+    callback = AutoAttackCallback(threats=["none"], sanity=0, **options)
+    flags = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(default_root_dir=tmp_path, callbacks=[callback], **flags)
+    trainer.test(PurifierEvaluation(files[0], purifier), datamodule=ImageDataModule("digits", test_limit=2))
+    assert f"Trained on: {said}." in (tmp_path / "autoattack" / "report.md").read_text()

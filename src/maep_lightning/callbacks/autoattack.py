@@ -19,6 +19,7 @@ from maep_lightning.evaluation.plan import Plan
 from maep_lightning.evaluation.recheck import Sources
 from maep_lightning.evaluation.results import Results, Subject
 from maep_lightning.models.classifiers import load_classifier
+from maep_lightning.models.trained import trained_on
 
 
 class AutoAttackCallback(Callback):
@@ -57,7 +58,7 @@ class AutoAttackCallback(Callback):
         reference: JSON file of published rows to print beside the results.
         classifier_name: How the report calls the classifier; its file if None.
         purifier_name: How the report calls the purifier; its file, and the options of `RepeatedPurifier`, if None.
-        training_data: What both were trained on, for the report.
+        training_data: What both were trained on, for the report; what the purifier's file says of it if None.
         surrogate: File of the classifier that the transfer threat attacks; needed for that one only.
         surrogate_name: What network the surrogate's file holds, if it does not say it itself.
         sanity: The first so many images go through the sanity battery; 0 leaves it out.
@@ -88,7 +89,7 @@ class AutoAttackCallback(Callback):
         reference: str | None = None,
         classifier_name: str | None = None,
         purifier_name: str | None = None,
-        training_data: str = "not stated",
+        training_data: str | None = None,
         surrogate: str | None = None,
         surrogate_name: str | None = None,
         sanity: int = 64,
@@ -209,7 +210,7 @@ class AutoAttackCallback(Callback):
             purifier=self.purifier_name or purifier_name,
             policy=str(getattr(purifier, "policy", "native")),
             class_names=None if names is None else tuple(str(name) for name in names),
-            training_data=self.training_data,
+            training_data=trained_on(purifier) if self.training_data is None else self.training_data,
         )
 
 

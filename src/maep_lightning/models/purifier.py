@@ -43,6 +43,8 @@ class PretrainedPurifier(ImagePurifier):
 
     architecture: ClassVar[str]
     """How the header names it."""
+    trained_on: str | None = None
+    """The data of the last stage, where the file that it was loaded from says them."""
 
     @property
     @abstractmethod
@@ -105,15 +107,15 @@ class PretrainedPurifier(ImagePurifier):
                 f"{path} is a purifier of architecture {header['architecture']}, not {cls.architecture};"
                 " maep_lightning.models.registry.load_purifier loads any."
             )
-        return cls.rebuild(state, header["config"], path)
+        return cls.rebuild(state, header, path)
 
     @classmethod
-    def rebuild(cls, state: dict[str, Tensor], config: dict[str, Any], source: str | Path) -> Self:
+    def rebuild(cls, state: dict[str, Tensor], header: dict[str, Any], source: str | Path) -> Self:
         """A purifier from what `read_purifier` returned, in evaluation mode.
 
         Args:
             state: Tensors by name.
-            config: The architecture, as `config` returned it.
+            header: With the architecture in `config`, as that method returned it.
             source: Where they came from, for the message.
 
         Returns:
@@ -122,8 +124,9 @@ class PretrainedPurifier(ImagePurifier):
         Raises:
             ValueError: If weights and architecture do not fit.
         """
-        purifier = cls.from_config(config)
+        purifier = cls.from_config(header["config"])
         load_state(purifier.network, state, source)
+        purifier.trained_on = (header.get("provenance") or {}).get("data")
         return purifier.eval()
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from maep_lightning.models.disco import DiscoPurifier
 from maep_lightning.models.purifier import PretrainedPurifier, Purifier, read_purifier
@@ -24,10 +25,30 @@ def load_trained(path: str | Path) -> PretrainedPurifier:
     state, header = read_purifier(path)
     for kind in (Purifier, DiscoPurifier):
         if kind.architecture == header["architecture"]:
-            return kind.rebuild(state, header["config"], path)
+            return kind.rebuild(state, header, path)
     raise ValueError(
         f"{path} is a purifier of the unknown architecture {header['architecture']!r}; update the package."
     )
+
+
+def trained_on(purifier: nn.Module | None) -> str:
+    """What the files of a purifier say that it was trained on, for a report.
+
+    Args:
+        purifier: The purifier, whatever is before or around the trained ones in it; None without one.
+
+    Returns:
+        The data of the last stage of each; `not stated` where weights are of unknown origin, or there are none.
+    """
+    modules = [] if purifier is None else list(purifier.modules())
+    trained = [module for module in modules if isinstance(module, PretrainedPurifier)]
+    known = {weight for module in trained for weight in module.parameters()}
+    if not trained or known != {weight for module in modules for weight in module.parameters()}:
+        return "not stated"
+    stated = [module.trained_on for module in trained]
+    if None in stated:
+        return "not stated"
+    return f"{' and '.join(dict.fromkeys(map(str, stated)))} (the purifier's last stage, as its file says)"
 
 
 def mix_weights(share: float, start: str, end: str) -> PretrainedPurifier:
@@ -53,6 +74,8 @@ def mix_weights(share: float, start: str, end: str) -> PretrainedPurifier:
     first, last = load_trained(start), load_trained(end)
     if type(first) is not type(last) or first.config() != last.config():
         raise ValueError(f"mix: {start} and {end} are not of one architecture, so there is nothing between them.")
+    if last.trained_on != first.trained_on:
+        first.trained_on = f"{first.trained_on} and {last.trained_on}" if first.trained_on and last.trained_on else None
     with torch.no_grad():
         for here, there in zip(first.state_dict().values(), last.state_dict().values(), strict=True):
             here.lerp_(there, share)
