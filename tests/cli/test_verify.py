@@ -1,6 +1,7 @@
 """`maep verify` on a run of `lightning test`, with the files that the run recorded."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -71,6 +72,23 @@ def test_verify__rebuilds_a_purifier_from_its_text(baseline, capsys):
     main(["verify", str(baseline)])
     assert "verified" in capsys.readouterr().out
     assert "jpeg:75 before" in (baseline / "autoattack" / "report.md").read_text()
+
+
+def test_verify__follows_a_purifier_by_import_path_and_notices_that_it_was_edited(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "dimmer.py").write_text("def dim(images):\n    return images * 0.9\n")
+    task = PurifierEvaluation(str(run / "classifier.safetensors"), "python:dimmer:dim")
+    callback = AutoAttackCallback(threats=["none"], sanity=0)
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(default_root_dir=tmp_path, callbacks=[callback], **options)
+    trainer.test(task, datamodule=ImageDataModule("digits", test_limit=4), verbose=False)
+    main(["verify", str(tmp_path)])
+    assert "verified" in capsys.readouterr().out
+    (tmp_path / "dimmer.py").write_text("def dim(images):\n    return images * 0.90\n")
+    monkeypatch.delitem(sys.modules, "dimmer")
+    with pytest.raises(SystemExit):
+        main(["verify", str(tmp_path)])
+    assert "purifier_architecture: not what was evaluated" in capsys.readouterr().err
 
 
 @pytest.mark.faults

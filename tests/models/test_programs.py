@@ -296,7 +296,7 @@ def test_python__a_network_stays_what_it_is(module):
         ("python:my_classifiers:number", "is a int, neither a network nor a function"),
         ("python:my_classifiers:fails", "is a int, neither a network nor a function"),
         ("python:my_classifiers:Network,width=3", "cannot be called with {'width': 3}"),
-        ("python:my_classifiers:instance,foo=3", "is a network and takes no options but norm and size: foo"),
+        ("python:my_classifiers:instance,foo=3", "is a network that is made already, and takes no foo"),
     ],
 )
 def test_python__explains_mistakes(module, where, message):

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -190,3 +192,104 @@ def test_trained_on__is_what_the_files_say(tmp_path):
     assert trained_on(apply_policy(load_purifier(birds), "interpolate")) == f"birds {said}"
     assert trained_on(nn.Sequential(load_purifier(birds), nn.Conv2d(3, 3, 1))) == "not stated"
     assert trained_on(None) == "not stated"
+
+
+OWN = """
+import torch
+from torch import nn
+
+class Blur(nn.Module):
+    def __init__(self, share=0.5):
+        super().__init__()
+        self.share = nn.Parameter(torch.tensor(share))
+
+    def forward(self, images):
+        return torch.lerp(images, images.mean((2, 3), keepdim=True), self.share)
+
+class Large(nn.Module):
+    def forward(self, images):
+        assert images.shape[-1] == 224, "224 only"
+        return images
+
+class Tiny(nn.Module):
+    def forward(self, images):
+        raise RuntimeError("5 pixels only")
+
+def dim(images, factor=0.5):
+    return images * factor
+
+def noisy(images):
+    return (images + 0.1 * torch.randn_like(images)).clamp(0, 1)
+
+def normalised(images):
+    return 2 * images - 1
+
+def lost(images):
+    return images / 0
+
+def smaller(images):
+    return images[..., 1:]
+
+def several(images):
+    return images, images
+
+number = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    (tmp_path / "own_purifiers.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_python__takes_networks_functions_and_what_makes_them(own):
+    images = torch.rand(2, 3, 32, 32)
+    made = load_purifier("python:own_purifiers:Blur, share=0.25")
+    assert type(made).__name__ == "Blur"
+    assert not made.training
+    mean = images.mean((2, 3), keepdim=True)
+    torch.testing.assert_close(made(images), 0.75 * images + 0.25 * mean)
+    torch.testing.assert_close(load_purifier("python:own_purifiers:dim")(images), images / 2)
+    torch.testing.assert_close(load_purifier("python:own_purifiers:dim,factor=0.25")(images), images / 4)
+    torch.testing.assert_close(load_purifier("mirror+python:own_purifiers:dim")(images), images.flip(-1) / 2)
+    assert apply_policy(load_purifier("python:own_purifiers:Blur"), "tile:16")(images).shape == images.shape
+    assert load_purifier("python:own_purifiers:Large") is not None
+
+
+def test_python__trying_it_draws_no_random_number(own):
+    state = torch.get_rng_state()
+    load_purifier("python:own_purifiers:noisy")
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_python__options_and_edited_code_have_another_fingerprint(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    prints = []
+    for code in (OWN, OWN, OWN.replace("images * factor", "images * factor**2")):
+        sys.modules.pop("edited_purifiers", None)
+        (tmp_path / "edited_purifiers.py").write_text(code)
+        prints.append(of_architecture(load_purifier("noise:0.1+python:edited_purifiers:dim")))
+    assert prints[0] == prints[1] != prints[2]
+    dim = [of_architecture(load_purifier(f"python:edited_purifiers:dim,factor={factor}")) for factor in (0.5, 0.25)]
+    assert dim[0] != dim[1]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("own_purifiers", "names no attribute of a module"),
+        ("own_purifierz:Blur", "cannot be imported"),
+        ("own_purifiers:number", "is a int, neither a network nor a function"),
+        ("own_purifiers:Blur,0.5", "'0.5' is no option; write python:MODULE:NAME,OPTION=VALUE"),
+        ("own_purifiers:Blur,sigma=3", "cannot be called with {'sigma': 3}"),
+        ("own_purifiers:Tiny", r"takes no images .* of \(32, 64, 96, 224\) pixels: 32 pixels, .* 5 pixels only"),
+        ("own_purifiers:normalised", r"makes values from -1 to 1 of images in \[0, 1\]"),
+        ("own_purifiers:lost", "makes values from nan"),
+        ("own_purifiers:smaller", r"makes \(2, 3, 32, 31\) of images \(2, 3, 32, 32\)"),
+        ("own_purifiers:several", "makes a tuple of images"),
+    ],
+)
+def test_python__explains_mistakes(own, spec, message):
+    with pytest.raises(ValueError, match=message):
+        load_purifier(f"python:{spec}")

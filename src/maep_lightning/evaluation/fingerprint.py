@@ -38,7 +38,7 @@ def of_weights(module: nn.Module | None) -> str | None:
 def of_architecture(module: nn.Module | None) -> str | None:
     """Fingerprint of the printed structure, which shows options that are no weights; None for no module.
 
-    Of networks by import path also that of their code, see `maep_lightning.models.programs.import_classifier`.
+    Of networks by import path also that of their code, see `maep_lightning.models.programs.import_network`.
     """
     if module is None:
         return None

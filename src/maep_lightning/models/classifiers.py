@@ -21,7 +21,7 @@ from maep_lightning.models.preprocessing import (
     normalization_text,
     unwrap,
 )
-from maep_lightning.models.programs import import_classifier, is_program, load_program
+from maep_lightning.models.programs import import_network, is_program, load_program
 from maep_lightning.models.published import PUBLISHED
 from maep_lightning.models.resnet import CifarResNet, WideResNet
 from maep_lightning.models.resnet8 import MLPerfResNet8
@@ -100,7 +100,7 @@ def load_classifier(source: str | Path, name: str | None = None, num_classes: in
             - a file of `save_classifier`, of a state dict, or of a TorchScript or exported program;
             - the name of such a file in the folder `weights` of `MAEP_DATA_DIR`, with or without its suffix;
             - `timm:NAME` or `torchvision:NAME@WEIGHTS`, whose weights the library fetches;
-            - `python:PACKAGE.MODULE:FACTORY`, see `import_classifier`.
+            - `python:PACKAGE.MODULE:FACTORY`, see `import_network`.
 
             What is no file may end in options, as in `create_classifier`.
         name: The network, needed for a state dict that is not known by its file's name (as in `create_classifier`).
@@ -155,7 +155,7 @@ def _fetch(source: str, asked: ClassifierName, num_classes: int | None) -> nn.Mo
         _check_classes(source, classes, num_classes)
         return _prepare(model, parts)
     if parts.library == "python":
-        return _prepare(import_classifier(parts.network, parts.options), parts)
+        return _prepare(import_network(parts.network, parts.options), parts)
     folder = _weights_folder()
     here = sorted(path.stem for path in folder.glob("*.*")) if folder.is_dir() else []
     library = meant(source, (*LIBRARIES, "python"))

@@ -54,7 +54,7 @@ class ClassifierName:
                 raise ValueError(
                     f"{text!r}: {word!r} is no option; write NETWORK,OPTION=VALUE as in resnet20,norm=half."
                 )
-            options[key] = value if key == "norm" else _literal(value)
+            options[key] = value if key == "norm" else literal(value)
         norm, size = options.pop("norm", None), options.pop("size", None)
         if size is not None and (not isinstance(size, int) or size < 1):
             raise ValueError(f"{text!r}: size is the side of an image in pixels, not {size!r}.")
@@ -64,7 +64,8 @@ class ClassifierName:
         return cls(library if colon else "", network, weights, options, statistics, size)
 
 
-def _literal(text: str) -> Any:
+def literal(text: str) -> Any:
+    """A number, a truth value or the like from a text; the text itself where it is none of Python's literals."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):

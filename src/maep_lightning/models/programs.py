@@ -1,4 +1,4 @@
-"""Classifiers that bring their own code: TorchScript and exported programs, and callables by import path."""
+"""Networks that bring their own code: TorchScript and exported programs, and callables by import path."""
 
 import hashlib
 import importlib
@@ -126,16 +126,23 @@ def load_program(path: Path) -> nn.Module:
     return Program(program, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def import_classifier(where: str, options: dict[str, Any]) -> nn.Module:
-    """A classifier from an importable module.
+class FunctionPurifier(FunctionClassifier):
+    """A plain function from images to images as a network."""
+
+
+def import_network(
+    where: str, options: dict[str, Any], wrap: Callable[..., nn.Module] = FunctionClassifier
+) -> nn.Module:
+    """A classifier or purifier from an importable module.
 
     Args:
-        where: `PACKAGE.MODULE:ATTRIBUTE`: a network, a function from images to logits, or a function or class that is
-            called with nothing but `options` and returns either.
+        where: `PACKAGE.MODULE:ATTRIBUTE`: a network, a function of images, or a function or class that is called with
+            nothing but `options` and returns either.
         options: Keyword arguments.
+        wrap: Makes a network of a function.
 
     Returns:
-        Images to logits. `source_sha256` is the digest of the files that define it, for fingerprints: neither a
+        The network. `source_sha256` is the digest of the files that define it, for fingerprints: neither a
         function's code nor that of a `forward` is part of the printed structure.
 
     Raises:
@@ -159,12 +166,12 @@ def import_classifier(where: str, options: dict[str, Any]) -> nn.Module:
     if not callable(found):
         raise ValueError(f"python:{where} is a {type(found).__name__}, neither a network nor a function.")
     if isinstance(found, nn.Module) and options:
-        raise ValueError(f"python:{where} is a network and takes no options but norm and size: {', '.join(options)}.")
-    classifier = found if isinstance(found, nn.Module) else FunctionClassifier(partial(found, **options))
-    networks = classifier.networks if isinstance(classifier, FunctionClassifier) else classifier
-    names |= {_module_of(part) for part in (found, *networks.modules())}
-    classifier.source_sha256 = _source_digest(names)  # type: ignore[assignment]  # no tensor: a plain attribute
-    return classifier
+        raise ValueError(f"python:{where} is a network that is made already, and takes no {', '.join(options)}.")
+    network = found if isinstance(found, nn.Module) else wrap(partial(found, **options))
+    used = network.networks if isinstance(network, FunctionClassifier) else network
+    names |= {_module_of(part) for part in (found, *used.modules())}
+    network.source_sha256 = _source_digest(names)  # type: ignore[assignment]  # no tensor: a plain attribute
+    return network
 
 
 def _networks_behind(thing: Any, seen: set[int]) -> list[nn.Module]:
