@@ -17,8 +17,11 @@ INSTALLED := $(VENV)/.installed
 
 define HELP
 make demo                       train, attack and report on a real data set that needs no download (CPU, minutes)
-make reproduce-cifar10          the same on CIFAR-10; SCALE=smoke (default), cpu or gpu
+make reproduce-cifar10          the same on CIFAR-10, with SCALE
 make whitebox-cifar10           a purifier trained against white-box attack, and the threat ladder beside the plain one
+make denoise-cifar10            a purifier that stands behind noise, for classifiers, data sets and sizes it has not met
+make denoise-mild-cifar10       a larger one for less noise
+make collage-cifar10            the shipped larger one, taught what a classifier of 224 pixels looks at
 make transfer                   one purifier before other classifiers, data sets, sizes and attacks, as a heat map
 make ablations                  the tables of experiments/ablations on digits, or one: make ablation-loss
 make dashboard                  TensorBoard over runs/
@@ -30,6 +33,10 @@ make format                     let ruff mend what it can
 make clean                      remove caches and builds; .venv/, data/ and runs/ stay
 
 variables
+SCALE=                          smoke (default), cpu or gpu, of make transfer and the targets that end in cifar10; of make ablations
+                                digits (default), cpu or demo
+CLASSIFIER=                     of the same targets, but transfer: the frozen classifier to defend, a file or a text of
+                                docs/own-classifier.md; CLASSIFIER_NAME= its network, where it does not say it
 PYTHON=$(PYTHON)                  the interpreter that makes .venv: 3.11 or newer
 VENV=$(VENV)                      where it goes
 PIP_ARGS=                       more arguments of pip, such as an index with torch for your hardware

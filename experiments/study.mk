@@ -7,8 +7,18 @@
 #   RUN        the folder of the results
 #   OVERLAYS   further --config options
 #   VARIABLES  prefix of the variables with options of each stage, such as cpu. for cpu.finetune
-# VICTIM, the file of the frozen classifier, is to be set before. CLASSIFIER and CLASSIFIER_NAME name one to defend
-# instead of the one that the study trains.
+# VICTIM, the frozen classifier, is to be set before. CLASSIFIER and CLASSIFIER_NAME name one to defend instead of the one
+# that the study trains: a file, the name of one in the data folder, or a text such as timm:resnet50 (docs/own-classifier.md).
+
+# $(call known-scale,TARGETS,SCALES,SCALE) stops where one of TARGETS (may hold %) is asked for at a scale that it has not: an
+# unknown one would leave all options out, and run for as long as the configurations say.
+known-scale = $(if $(filter $(1),$(MAKECMDGOALS)),$(if $(filter $(3),$(2)),,$(error SCALE=$(3) is none of \
+  $(strip $(2)), the scales of $(filter $(1),$(MAKECMDGOALS)))))
+
+# $(call classifier-file,TEXT): what make has to look after, which is nothing for a text such as timm:NAME or a name of the data folder.
+classifier-file = $(if $(findstring :,$(1)),,$(if $(findstring /,$(1)),$(1),$(or $(wildcard $(1)),$(call in-data-folder,$(1)))))
+in-data-folder = $(or $(firstword $(wildcard $(or $(MAEP_DATA_DIR),data)/weights/$(1) $(or $(MAEP_DATA_DIR),data)/weights/$(1).*)),\
+  $(error There is no classifier '$(1)': neither here nor in the folder weights of MAEP_DATA_DIR))
 
 # On a CPU timm's plain attention trains a purifier 1.3 times faster than torch's fused one (231 against 175 images/s, forward
 # and backward of maep_deep_patch4_32 in bfloat16, batch 64, one thread); on a GPU the fused one is faster.
@@ -26,6 +36,10 @@ endef
 victim-options = --model.init_args.classifier $(VICTIM)$(if $(CLASSIFIER_NAME), \
   --model.init_args.classifier_name $(CLASSIFIER_NAME))
 
+# The same for a rule that is written by `eval`: a comma in the text must not part the arguments of `call`.
+comma := ,
+fixed-victim = $(subst $(comma),$$(comma),$(victim-options))
+
 define maep-classifier
 $(2)/classifier/classifier.safetensors: | $(INSTALLED)
 	$$(call maep-run,fit,$(1)/classifier.yaml,$(2),classifier,$(3) $(4) --ckpt_path last)
@@ -35,12 +49,12 @@ define maep-purifier
 $(2)/pretrain/purifier.safetensors: | $(INSTALLED)
 	$$(call maep-run,fit,$(1)/pretrain.yaml,$(2),pretrain,$(3) $$($(4)pretrain) --ckpt_path last)
 
-$(2)/finetune/purifier.safetensors: $(2)/pretrain/purifier.safetensors $(VICTIM)
-	$$(call maep-run,fit,$(1)/finetune.yaml,$(2),finetune,$(3) $(victim-options) \
-	  --model.init_args.weights $$< $$($(4)finetune) --ckpt_path last)
+$(2)/finetune/purifier.safetensors: $$(call classifier-file,$(VICTIM)) $(2)/pretrain/purifier.safetensors | $(INSTALLED)
+	$$(call maep-run,fit,$(1)/finetune.yaml,$(2),finetune,$(3) $(fixed-victim) \
+	  --model.init_args.weights $(2)/pretrain/purifier.safetensors $$($(4)finetune) --ckpt_path last)
 
-$(2)/lora/purifier.safetensors: $(2)/finetune/purifier.safetensors $(VICTIM)
-	$$(call maep-run,fit,$(1)/lora.yaml,$(2),lora,$(3) $(victim-options) \
+$(2)/lora/purifier.safetensors: $(2)/finetune/purifier.safetensors $$(call classifier-file,$(VICTIM)) | $(INSTALLED)
+	$$(call maep-run,fit,$(1)/lora.yaml,$(2),lora,$(3) $(fixed-victim) \
 	  --model.init_args.weights $$< $$($(4)lora) --ckpt_path last)
 endef
 

@@ -6,6 +6,7 @@
 # `make whitebox-cifar10` trains the white-box aware purifier (`aware`), and climbs the whole threat ladder with it and with
 # `maep`; SURROGATE and SURROGATE_NAME name the classifier of the transfer rung.
 include experiments/study.mk
+$(call known-scale,%-cifar10,smoke cpu gpu,$(SCALE))
 
 CIFAR10 := runs/cifar10-$(SCALE)
 
@@ -99,14 +100,14 @@ $(CIFAR10)/results.json: $(CIFAR10_RESULTS)
 reproduce-cifar10: $(CIFAR10)/results.json
 	@echo "[cifar10] the report: $(CIFAR10)/report.md, the pictures: $(CIFAR10)/*/attack/report.png"
 
-$(CIFAR10)/aware/whitebox/purifier.safetensors: $(VICTIM)
+$(CIFAR10)/aware/whitebox/purifier.safetensors: $(call classifier-file,$(VICTIM)) | $(INSTALLED)
 	$(call maep-run,fit,configs/cifar10/whitebox.yaml,$(CIFAR10)/aware,whitebox,$($(SCALE).overlays) \
 	  $(victim-options) $($(SCALE).aware) --ckpt_path last)
 
 DENOISE := denoise denoise-mild
 denoise.noise := 18
 denoise-mild.noise := 10
-$(DENOISE:%=$(CIFAR10)/%/purifier.safetensors): $(CIFAR10)/%/purifier.safetensors: $(VICTIM)
+$(DENOISE:%=$(CIFAR10)/%/purifier.safetensors): $(CIFAR10)/%/purifier.safetensors: $(call classifier-file,$(VICTIM)) | $(INSTALLED)
 	$(call maep-run,fit,configs/cifar10/denoise.yaml,$(CIFAR10),$*,$($(SCALE).overlays) $(victim-options) \
 	  $($(SCALE).$*) --trainer.logger.init_args.name $* --ckpt_path last)
 
@@ -128,9 +129,9 @@ climb = $(call maep-attack,configs/cifar10/ladder.yaml,$(CIFAR10)/$(1),ladder,$<
   $(if $(SURROGATE_NAME),--trainer.callbacks.init_args.surrogate_name $(SURROGATE_NAME)))
 
 $(eval $(call maep-classifier,configs/cifar10,$(CIFAR10)/surrogate,$($(SCALE).overlays) --seed_everything 1,$($(SCALE).classifier)))
-$(CIFAR10)/maep/ladder/results.json: $(CIFAR10)/maep/lora/purifier.safetensors $(SURROGATE_FILE)
+$(CIFAR10)/maep/ladder/results.json: $(CIFAR10)/maep/lora/purifier.safetensors $(call classifier-file,$(SURROGATE_FILE))
 	$(call climb,maep)
-$(CIFAR10)/aware/ladder/results.json: $(CIFAR10)/aware/whitebox/purifier.safetensors $(SURROGATE_FILE)
+$(CIFAR10)/aware/ladder/results.json: $(CIFAR10)/aware/whitebox/purifier.safetensors $(call classifier-file,$(SURROGATE_FILE))
 	$(call climb,aware)
 
 .PHONY: whitebox-cifar10

@@ -1,6 +1,7 @@
 # The demo: every stage of MAEP on scikit-learn's digits, some minutes on two cores, no download.
 # Options of a stage: demo.classifier, demo.pretrain, demo.finetune, demo.lora, demo.attack.
 include experiments/study.mk
+$(if $(and $(filter demo,$(MAKECMDGOALS)),$(filter command line,$(origin SCALE))),$(error make demo has one scale: leave SCALE=$(SCALE) out))
 
 VICTIM := runs/demo/classifier/classifier.safetensors
 $(eval $(call maep-classifier,configs/digits,runs/demo,,$(demo.classifier)))

@@ -1,6 +1,7 @@
 # The transfer matrix: `make transfer SCALE=smoke|cpu|gpu`. README.md in this folder says what it measures and finds.
 # GRID names grids of the YAML file, where not all are wanted; TRANSFER_ARGS are further arguments, such as --preview.
 include experiments/study.mk
+$(call known-scale,transfer,$(patsubst experiments/transfer/%.yaml,%,$(wildcard experiments/transfer/*.yaml)),$(SCALE))
 
 # CIFAR-100 has no public classifier in the data folder: one is trained once the images are there, where the study asks for it.
 CIFAR100 := $(wildcard $(or $(MAEP_DATA_DIR),data)/cifar-100-python)
