@@ -233,6 +233,24 @@ def test_load_classifier__finds_public_files_by_name(weights):
         load_classifier("cifar10_mlperf_resnet8")
 
 
+@pytest.mark.parametrize("source", ["cifar10_akamaster_resnet20", "cifar10_akamaster_resnet20.pth"])
+def test_load_classifier__says_where_a_public_file_must_lie(weights, source):
+    (weights / "cifar10_akamaster_resnet32.pth").touch()
+    with pytest.raises(FileNotFoundError) as raised:
+        load_classifier(source)
+    text = str(raised.value)
+    assert f"must lie in {weights}" in text
+    assert "MAEP_DATA_DIR" in text
+    assert "comes from https://github.com/akamaster" in text
+    assert "Did you mean" not in text
+
+
+def test_load_classifier__never_suggests_what_was_given(weights):
+    (weights / "mine.ckpt").touch()
+    with pytest.raises(FileNotFoundError, match=r"no weights file mine, .* Did you mean mine\.ckpt\?"):
+        load_classifier("mine")
+
+
 def test_published__every_network_can_be_built():
     for known in PUBLISHED.values():
         logits = create_classifier(known.name, known.num_classes)(torch.rand(2, 3, 64, 64))

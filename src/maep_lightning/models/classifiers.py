@@ -157,9 +157,16 @@ def _fetch(source: str, asked: ClassifierName, num_classes: int | None) -> nn.Mo
     if parts.library == "python":
         return _prepare(import_network(parts.network, parts.options), parts)
     folder = _weights_folder()
-    here = sorted(path.stem for path in folder.glob("*.*")) if folder.is_dir() else []
+    if (known := PUBLISHED.get(Path(source).stem)) is not None:
+        raise FileNotFoundError(
+            f"There is no weights file {source}. To be found by its name, this public file must lie in {folder}:"
+            f" weights/ of the data folder, which MAEP_DATA_DIR names. It comes from {known.source}."
+        )
+    # Of the very name, but of another suffix than a name may go without: the whole name is what was meant.
+    here = {path.stem: path.name for path in sorted(folder.glob("*.*"))}
     library = meant(source, (*LIBRARIES, "python"))
-    close = [library] if library else difflib.get_close_matches(source, {*here, *PUBLISHED}, n=3)
+    near = difflib.get_close_matches(source, {*here, *PUBLISHED}, n=3)
+    close = [library] if library else [here.get(name, name) for name in near]
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     raise FileNotFoundError(
         f"There is no weights file {source}, and none of that name in {folder}.{hint} Train it first, or correct the"
