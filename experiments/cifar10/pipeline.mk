@@ -70,7 +70,7 @@ gpu.aware := --config configs/scale/ema.yaml --model.init_args.overrides '{width
   --model.init_args.attack '{steps: 7, step_size: 2/255}' --trainer.max_epochs 100
 gpu.denoise := --model.init_args.overrides '{refine_depth: 12, refine_width: 128}' --trainer.max_epochs 100
 gpu.denoise-mild := $(gpu.denoise) --model.init_args.noise 0.08
-gpu.collage := --data.init_args.batch_size 1568 --trainer.max_epochs 100
+gpu.collage := --data.init_args.batch_size 1568 --trainer.max_epochs 100 --model.init_args.optimization.base_lr 1.6e-4
 gpu.ladder_images := 1000
 gpu.images := 10000
 gpu.whitebox_images := 10000
