@@ -2,6 +2,9 @@ import pytest
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from maep_lightning.models.purifier import Purifier
+from maep_lightning.models.shapes import create_mae
+
 
 @pytest.fixture
 def fsdp(monkeypatch):
@@ -10,3 +13,15 @@ def fsdp(monkeypatch):
         monkeypatch.setenv(name, value)
     yield lambda: ModelParallelStrategy(1, 1, save_distributed_checkpoint=False)
     torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def purifier_file(tmp_path):
+    """A little purifier whose weights are random, so that it changes its images."""
+    torch.manual_seed(0)
+    sizes = {"width": 16, "heads": 2, "decoder_width": 16, "decoder_heads": 2, "refine_depth": 2, "refine_width": 8}
+    purifier = Purifier(create_mae("maep_conv_patch4_32", depth=1, **sizes))
+    for parameter in purifier.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    purifier.save_pretrained(tmp_path / "purifier.safetensors")
+    return str(tmp_path / "purifier.safetensors")

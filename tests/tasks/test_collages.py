@@ -9,8 +9,6 @@ from maep_lightning.attacks.threat import Epsilon
 from maep_lightning.data import ImageDataModule
 from maep_lightning.models.classifiers import create_classifier, load_classifier, save_classifier
 from maep_lightning.models.policies import apply_policy
-from maep_lightning.models.purifier import Purifier
-from maep_lightning.models.shapes import create_mae
 from maep_lightning.tasks import CollageFinetuning
 from maep_lightning.tasks.base import Optimization
 from maep_lightning.tasks.pairs import PairAttack
@@ -27,16 +25,6 @@ def classifier_file(tmp_path):
     torch.manual_seed(0)
     save_classifier(create_classifier("resnet8", 7), tmp_path / "classifier.safetensors", "resnet8", 7)
     return str(tmp_path / "classifier.safetensors")
-
-
-@pytest.fixture
-def purifier_file(tmp_path):
-    torch.manual_seed(0)
-    purifier = Purifier(create_mae("maep_conv_patch4_32", **SMALL))
-    for parameter in purifier.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    purifier.save_pretrained(tmp_path / "purifier.safetensors")
-    return str(tmp_path / "purifier.safetensors")
 
 
 def fit(task, tmp_path, batch_size=32, epochs=1, **options):

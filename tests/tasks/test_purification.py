@@ -33,16 +33,6 @@ def classifier_file(tmp_path):
     return str(tmp_path / "classifier.safetensors")
 
 
-@pytest.fixture
-def purifier_file(tmp_path):
-    torch.manual_seed(0)
-    purifier = Purifier(create_mae("maep_conv_patch4_32", **SMALL))
-    for parameter in purifier.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    purifier.save_pretrained(tmp_path / "purifier.safetensors")
-    return str(tmp_path / "purifier.safetensors")
-
-
 def attack(**options):
     return PairAttack(**{"eps": Epsilon("16/255"), "step_size": Epsilon("8/255"), "steps": 2, "bf16": False, **options})
 

@@ -27,7 +27,7 @@ KNOWS = {
     "whitebox": "everything, and differentiates through all of it",
     "eot": "everything but the coins, and averages gradients over draws of them",
     "fixed_coins": "everything, and the coins, which are fixed",
-    "worst": "everything; the per-sample worst of the rungs above and the clean image",
+    "worst": "all that the rungs above know together; the per-sample worst of them and the clean image",
 }
 
 READINGS = (
