@@ -1,5 +1,6 @@
 """The study engine plans what was asked for; nothing is run here."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def plan(*words, data):
     command = ["make", "-n", f"VENV={sys.prefix}", "INSTALLED=Makefile", f"MAEP_DATA_DIR={data}", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}  # as make test sets it
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
 
 
 @pytest.mark.parametrize("text", ["timm:mobilenetv2_100,pad_type=same", "known"])
