@@ -10,8 +10,8 @@ from maep_lightning.functional.collages import collages, grids
 from maep_lightning.functional.losses import PixelLoss, pixel_distance
 from maep_lightning.functional.tiles import cut_tiles, join_tiles
 from maep_lightning.tasks.base import Optimization
-from maep_lightning.tasks.defence import LoRA, PurifierTask, Trainable, check_noise
-from maep_lightning.tasks.pairs import PairAttack
+from maep_lightning.tasks.defence import LoRA, PurifierTask, Trainable
+from maep_lightning.tasks.pairs import PairAttack, check_disturbance, disturb
 
 
 class CollageFinetuning(PurifierTask):
@@ -78,9 +78,7 @@ class CollageFinetuning(PurifierTask):
             )
         if consistency < 0:
             raise ValueError(f"consistency is a weight, 0 or more, not {consistency}.")
-        if not 0 <= clean_fraction <= 1:
-            raise ValueError(f"clean_fraction is a share of each batch in [0, 1], such as 0.25, not {clean_fraction}.")
-        check_noise(noise)
+        check_disturbance(clean_fraction, noise)
         self.attack = attack or PairAttack()
         if self.attack.refresh != 1:
             raise ValueError("Collages are put together anew in each step, so none are kept: set attack.refresh to 1.")
@@ -112,13 +110,7 @@ class CollageFinetuning(PurifierTask):
         with torch.no_grad():
             said = self.classifier(clean).float()
         attacked = self.attack(self.classifier, clean, said.argmax(1))
-        if self.clean_fraction:
-            untouched = torch.rand(len(clean), 1, 1, 1, device=clean.device) < self.clean_fraction
-            attacked = torch.where(untouched, clean, attacked)
-        if self.noise:
-            std = self.noise * torch.rand(len(clean), 1, 1, 1, device=clean.device)
-            attacked = (attacked + std * torch.randn_like(attacked)).clamp(0, 1)
-        purified = self.purify(attacked)
+        purified = self.purify(disturb(attacked, clean, self.clean_fraction, self.noise))
         distance = pixel_distance(purified, clean, self.loss_kind).mean()
         prediction = self.classifier(purified.clamp(0, 1)).float().log_softmax(dim=1)
         consistency = F.kl_div(prediction, said.softmax(dim=1), reduction="batchmean")

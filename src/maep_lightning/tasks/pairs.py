@@ -16,6 +16,7 @@ from maep_lightning.attacks.simple import RECIPES, diversified
 from maep_lightning.attacks.threat import Epsilon, Norm, check_radius
 from maep_lightning.evaluation import fingerprint
 from maep_lightning.evaluation.ledger import write_atomically
+from maep_lightning.tasks.defence import check_noise
 
 Kind = Literal["pgd", "fgsm", "bim", "mi-fgsm", "di-mi-fgsm"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -131,6 +132,42 @@ class PairAttack:
             "data": fingerprint.of_tensors({"images": images, "labels": labels}),
         }
         return Path(self.cache_dir) / f"pairs-{fingerprint.of_json(made_by)[:16]}.npy"
+
+
+def check_disturbance(clean_fraction: float, noise: float) -> None:
+    """Refuse settings that `disturb` cannot take.
+
+    Args:
+        clean_fraction: Share of a batch, in [0, 1].
+        noise: Standard deviation, in [0, 1].
+
+    Raises:
+        ValueError: If one of them is out of range.
+    """
+    if not 0 <= clean_fraction <= 1:
+        raise ValueError(f"clean_fraction is a share of each batch in [0, 1], such as 0.25, not {clean_fraction}.")
+    check_noise(noise)
+
+
+def disturb(attacked: Tensor, clean: Tensor, clean_fraction: float, noise: float) -> Tensor:
+    """What a purifier is given in training: attacked images, some of them left clean, all under noise.
+
+    Args:
+        attacked: `(B, 3, H, W)` in [0, 1].
+        clean: The same images unattacked.
+        clean_fraction: Chance of a sample to be left clean.
+        noise: Largest standard deviation of Gaussian noise; each sample's is drawn evenly from 0 on.
+
+    Returns:
+        `(B, 3, H, W)` in [0, 1].
+    """
+    if clean_fraction:
+        untouched = torch.rand(len(clean), 1, 1, 1, device=clean.device) < clean_fraction
+        attacked = torch.where(untouched, clean, attacked)
+    if noise:
+        std = noise * torch.rand(len(clean), 1, 1, 1, device=clean.device)
+        attacked = (attacked + std * torch.randn_like(attacked)).clamp(0, 1)
+    return attacked
 
 
 _NEVER = -1

@@ -11,8 +11,8 @@ from maep_lightning.functional.losses import PixelLoss, pixel_distance, visible_
 from maep_lightning.functional.patches import patchify
 from maep_lightning.models.classifiers import load_classifier
 from maep_lightning.tasks.base import Optimization
-from maep_lightning.tasks.defence import LoRA, PurifierTask, Trainable, check_noise
-from maep_lightning.tasks.pairs import PairAttack, PairPool
+from maep_lightning.tasks.defence import LoRA, PurifierTask, Trainable
+from maep_lightning.tasks.pairs import PairAttack, PairPool, check_disturbance, disturb
 
 Objective = Literal["A", "B", "C"]
 
@@ -99,9 +99,7 @@ class PurifierFinetuning(PurifierTask):
                 f"Weights must not be negative: consistency = {consistency}, consistency_start = {consistency_start},"
                 f" trade_off = {trade_off}."
             )
-        if not 0 <= clean_fraction <= 1:
-            raise ValueError(f"clean_fraction is a share of each batch in [0, 1], such as 0.25, not {clean_fraction}.")
-        check_noise(noise)
+        check_disturbance(clean_fraction, noise)
         self.surrogate: nn.Module | None = None
         if surrogate is not None:
             self.surrogate = load_classifier(surrogate, surrogate_name, num_classes)
@@ -194,12 +192,7 @@ class PurifierFinetuning(PurifierTask):
         attacked = self.training_pairs(clean, labels, index)
         if self.trainer.datamodule.spec.flip:  # type: ignore[attr-defined]
             clean, attacked = random_flip(clean, attacked)
-        if self.clean_fraction:
-            untouched = torch.rand(len(clean), 1, 1, 1, device=clean.device) < self.clean_fraction
-            attacked = torch.where(untouched, clean, attacked)
-        if self.noise:
-            std = self.noise * torch.rand(len(clean), 1, 1, 1, device=clean.device)
-            attacked = (attacked + std * torch.randn_like(attacked)).clamp(0, 1)
+        attacked = disturb(attacked, clean, self.clean_fraction, self.noise)
         terms, purified = self.losses(attacked, clean)
         loss = self.trade_off * terms["purification_loss"] + terms.get("masked_loss", 0.0)
         if any(self.consistency):
