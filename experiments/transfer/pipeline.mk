@@ -9,7 +9,12 @@ CIFAR100_RUN := runs/transfer/cifar100-$(SCALE)
 $(eval $(call maep-classifier,configs/cifar100,$(CIFAR100_RUN),$($(SCALE).overlays),$($(SCALE).classifier) \
   --model.init_args.classifier resnet20))
 
+# What each scale trains first: smoke the classifier of the demo, so that it has one where there are no files.
+smoke.transfer := runs/demo/classifier/classifier.safetensors
+cpu.transfer := $(if $(CIFAR100),$(CIFAR100_RUN)/classifier/classifier.safetensors)
+gpu.transfer := $(cpu.transfer)
+
 .PHONY: transfer
-transfer: $(if $(CIFAR100),$(if $(filter cpu gpu,$(SCALE)),$(CIFAR100_RUN)/classifier/classifier.safetensors)) | $(INSTALLED)
+transfer: $($(SCALE).transfer) | $(INSTALLED)
 	$(BIN)/python -m experiments.transfer.run experiments/transfer/$(SCALE).yaml --runs runs/transfer/$(SCALE) \
 	  $(foreach grid,$(GRID),--grid $(grid)) $(TRANSFER_ARGS)

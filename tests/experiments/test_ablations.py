@@ -2,7 +2,6 @@
 
 import csv
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -166,11 +165,9 @@ def test_summary__means_and_deviations_are_numpys(tmp_path):
 
 
 @pytest.mark.parametrize(("words", "scale"), [([], "digits"), (["SCALE=cpu"], "cpu")])
-def test_make__has_a_target_for_every_table(words, scale):
+def test_make__has_a_target_for_every_table(dry_run, words, scale):
     targets = ["ablations", *(f"ablation-{name}" for name in TABLES)]
-    command = ["make", "-n", f"VENV={sys.prefix}", "INSTALLED=Makefile", *targets, *words]
-    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    runs = [line for line in printed.splitlines() if "ablate.py" in line]
+    runs = [line for line in dry_run(*targets, *words).stdout.splitlines() if "ablate.py" in line]
     assert len(runs) == len(targets)
     assert all(f"--scale {scale}" in line for line in runs)
 

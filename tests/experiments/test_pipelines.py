@@ -1,26 +1,13 @@
 """The study engine plans what was asked for; nothing is run here."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def plan(*words, data):
-    command = ["make", "-n", f"VENV={sys.prefix}", "INSTALLED=Makefile", f"MAEP_DATA_DIR={data}", *words]
-    environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}  # as make test sets it
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment)
 
 
 @pytest.mark.parametrize("text", ["timm:mobilenetv2_100,pad_type=same", "known"])
-def test_classifier__may_be_a_text_and_a_name_of_the_data_folder(tmp_path, text):
+def test_classifier__may_be_a_text_and_a_name_of_the_data_folder(dry_run, tmp_path, text):
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "known.pth").touch()
-    done = plan("whitebox-cifar10", f"CLASSIFIER={text}", data=tmp_path)
+    done = dry_run("whitebox-cifar10", f"CLASSIFIER={text}")
     stages = [line for line in done.stdout.splitlines() if "--model.init_args.purifier" in line or "finetune" in line]
     assert done.returncode == 0
     assert "configs/cifar10/finetune.yaml" in done.stdout
@@ -28,15 +15,15 @@ def test_classifier__may_be_a_text_and_a_name_of_the_data_folder(tmp_path, text)
 
 
 @pytest.mark.parametrize("text", ["unknown", "weights/unknown.pth"])
-def test_classifier__that_does_not_exist_stops_before_anything_is_trained(tmp_path, text):
-    done = plan("reproduce-cifar10", f"CLASSIFIER={text}", data=tmp_path)
+def test_classifier__that_does_not_exist_stops_before_anything_is_trained(dry_run, text):
+    done = dry_run("reproduce-cifar10", f"CLASSIFIER={text}")
     assert done.returncode == 2
     assert text in done.stderr
     assert "pretrain.yaml" not in done.stdout
 
 
 @pytest.mark.parametrize("target", ["reproduce-cifar10", "denoise-mild-cifar10", "transfer", "ablations", "demo"])
-def test_scale__that_is_unknown_is_refused(tmp_path, target):
-    done = plan(target, "SCALE=big", data=tmp_path)
+def test_scale__that_is_unknown_is_refused(dry_run, target):
+    done = dry_run(target, "SCALE=big")
     assert (done.returncode, done.stdout) == (2, "")
     assert "SCALE=big" in done.stderr

@@ -2,10 +2,7 @@
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import get_args
 
@@ -84,19 +81,34 @@ def test_shipped_studies__name_purifiers_policies_and_attacks_that_exist(path):
 
 
 @pytest.mark.parametrize("scale", ["smoke", "cpu", "gpu"])
-def test_make__trains_the_classifier_of_cifar100_that_the_study_names(tmp_path, scale):
+def test_make__trains_the_classifiers_that_the_study_finds_under_runs(dry_run, tmp_path, scale):
     root = STUDIES[0].parents[2]
     (tmp_path / "cifar-100-python").mkdir()
-    command = ["make", "-n", "transfer", f"SCALE={scale}", f"VENV={sys.prefix}", "INSTALLED=Makefile"]
-    environment = os.environ | {"MAEP_DATA_DIR": str(tmp_path)}
-    made = subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True, text=True).stdout
-    (line,) = [line for line in made.splitlines() if "lightning fit " in line] or [""]
-    frozen = read_study(root / f"experiments/transfer/{scale}.yaml").classifiers.get("cifar100-resnet20")
-    assert bool(line) == (frozen is not None)
-    if frozen is not None:
-        assert f'echo "[classifier] done: {frozen.source}"' in made
-        assert line.split("--model.init_args.classifier ")[-1].split()[0] == "resnet20"  # the last one counts
-        assert scale in Path(frozen.source).parts[2]
+    made = dry_run("transfer", f"SCALE={scale}").stdout
+    classifiers = read_study(root / f"experiments/transfer/{scale}.yaml").classifiers
+    wanted = {name: frozen for name, frozen in classifiers.items() if frozen.source.startswith("runs/")}
+    trained = [line for line in made.splitlines() if "lightning fit " in line]
+    assert len(trained) == len([f for f in wanted.values() if not (root / f.source).exists()])
+    for name, frozen in wanted.items():
+        assert f'echo "[classifier] done: {frozen.source}"' in made or (root / frozen.source).exists()
+        if name == "cifar100-resnet20":
+            assert trained[0].split("--model.init_args.classifier ")[-1].split()[0] == "resnet20"  # the last one counts
+            assert scale in Path(frozen.source).parts[2]
+
+
+def test_smoke_study__has_cells_where_nothing_lies_but_the_classifier_that_make_trains(tmp_path, monkeypatch):
+    (smoke,) = (path for path in STUDIES if path.stem == "smoke")
+    monkeypatch.setenv("MAEP_DATA_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    study = read_study(smoke)
+    for frozen in study.classifiers.values():
+        if frozen.source.startswith("runs/"):
+            Path(frozen.source).parent.mkdir(parents=True)
+            save_classifier(create_classifier("resnet8", 10), frozen.source, "resnet8", 10)
+    ready = run.present(study, run.Materials(study, CPU))
+    assert {cell.dataset for cell in ready} == {"digits"}
+    assert {cell.purifier for cell in ready} == {*study.purifiers}
 
 
 def test_expansion__is_the_product_of_the_axes(study, content):
