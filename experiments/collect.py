@@ -3,7 +3,7 @@
 usage: python experiments/collect.py RUN [--reference FILE]
 
 Reads RUN/PURIFIER/{blind,attack,ladder}/results.json and the seconds that each stage noted, and writes RUN/results.json
-(DESIGN: schema 1) and RUN/report.md.
+(schema 1, docs/reading-a-report.md#resultsjson) and RUN/report.md.
 """
 
 import argparse

@@ -41,7 +41,7 @@ def spread(values: list[float]) -> float:
 
 
 def summarise(name: str, table: dict[str, Any], found: Found, folder: Path, scale: str) -> None:
-    """Write NAME.json (DESIGN: schema 1), NAME.csv, NAME.md and NAME.png.
+    """Write NAME.json (schema 1, docs/reading-a-report.md#resultsjson), NAME.csv, NAME.md and NAME.png.
 
     Args:
         name: Of the table.
