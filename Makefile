@@ -20,8 +20,8 @@ make demo                       train, attack and report on a real data set that
 make reproduce-cifar10          the same on CIFAR-10, with SCALE
 make whitebox-cifar10           a purifier trained against white-box attack, and the threat ladder beside the plain one
 make denoise-cifar10            a purifier that stands behind noise, for classifiers, data sets and sizes it has not met
-make denoise-mild-cifar10       a larger one for less noise
-make collage-cifar10            the shipped larger one, taught what a classifier of 224 pixels looks at
+make denoise-mild-cifar10       one for less noise, and larger (but at SCALE=gpu, where both are of one size)
+make collage-cifar10            the shipped one for less noise, taught what a classifier of 224 pixels looks at
 make transfer                   one purifier before other classifiers, data sets, sizes and attacks, as a heat map
 make ablations                  the tables of experiments/ablations on digits, or one: make ablation-loss
 make dashboard                  TensorBoard over runs/
@@ -37,6 +37,10 @@ SCALE=                          smoke (default), cpu or gpu, of make transfer an
                                 digits (default), cpu or demo
 CLASSIFIER=                     of the same targets, but transfer: the frozen classifier to defend, a file or a text of
                                 docs/own-classifier.md; CLASSIFIER_NAME= its network, where it does not say it
+SURROGATE=                      of make whitebox-cifar10: the classifier that its transfer attacks are made on; SURROGATE_NAME= its network
+GRID=                           of make transfer: only these grids of experiments/transfer/SCALE.yaml, as in GRID="attacks l2"
+TRANSFER_ARGS=                  of make transfer: more arguments, such as --preview for what it would cost
+ABLATE_ARGS=                    of make ablations and ablation-TABLE: more arguments, such as --seeds 1
 PYTHON=$(PYTHON)                  the interpreter that makes .venv: 3.11 or newer
 VENV=$(VENV)                      where it goes
 PIP_ARGS=                       more arguments of pip, such as an index with torch for your hardware

@@ -1,7 +1,7 @@
 # CIFAR-10: `make reproduce-cifar10 SCALE=smoke|cpu|gpu`. MAEP with the winning options, and the paper's plain ViT beside
 # it (`plain`), on one frozen classifier. README.md in this folder says what each scale costs and found.
 # `make denoise-cifar10` trains the purifier that stands behind noise, for other classifiers, data sets and sizes, and
-# `make denoise-mild-cifar10` a larger one behind less noise, for smaller radii; `make collage-cifar10` teaches the latter,
+# `make denoise-mild-cifar10` one behind less noise, for smaller radii, and larger (but at gpu); `make collage-cifar10` teaches the latter,
 # as it is shipped, what a classifier of 224 pixels looks at (CLASSIFIER, or torchvision's SqueezeNet).
 # `make whitebox-cifar10` trains the white-box aware purifier (`aware`), and climbs the whole threat ladder with it and with
 # `maep`; SURROGATE and SURROGATE_NAME name the classifier of the transfer rung.
