@@ -27,6 +27,14 @@ def test_collages__show_each_image_once_and_whole(seed):
     assert set(pixels.tolist()) == {3 * 16 * 16 * 5 // len(shown)}
 
 
+def test_collages__may_shrink_images_and_then_take_more_of_them():
+    assert grids(32, 224, 784, shrink=2) == [1, 2, 4, 7, 8, 14]
+    assert grids(32, 224, 196, shrink=2) == [1, 2, 4, 7, 8, 14]
+    draws = [collages(numbered(80), 16, torch.Generator().manual_seed(seed), shrink=2) for seed in range(20)]
+    assert {pictures.shape for pictures in draws} == {(5, 3, 16, 16)}
+    assert {len(pictures.round().unique()) for pictures in draws} == {5, 20, 80}
+
+
 def test_collages__draw_their_grid_and_repeat_with_the_generator():
     kinds = {len(collages(numbered(9), 24, torch.Generator().manual_seed(seed)).round().unique()) for seed in range(20)}
     assert kinds == {1, 4, 9}
@@ -51,3 +59,7 @@ def test_collages__say_how_many_images_they_take():
         collages(torch.rand(48, 3, 32, 32), 224)
     with pytest.raises(ValueError, match="A collage of 16 pixels is smaller than the images of 32"):
         collages(torch.rand(48, 3, 32, 32), 16)
+    with pytest.raises(ValueError, match=r"195 images .* shrunk 2 times do not fill .* a batch of 196"):
+        collages(torch.rand(195, 3, 32, 32), 224, shrink=2)
+    with pytest.raises(ValueError, match="1 or more, not 0"):
+        collages(torch.rand(49, 3, 32, 32), 224, shrink=0)

@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from maep_lightning.functional.losses import masked_patch_loss, normalize_patches, pixel_distance, visible_patch_loss
+from maep_lightning.functional.losses import (
+    feature_distance,
+    masked_patch_loss,
+    normalize_patches,
+    pixel_distance,
+    visible_patch_loss,
+)
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("l1", 2.0), ("l2", 4.0), ("charbonnier", (4 + 1e-6) ** 0.5)])
@@ -13,6 +19,16 @@ def test_pixel_distance__values(kind, expected):
 def test_pixel_distance__names_what_it_knows():
     with pytest.raises(ValueError, match="l1, l2, charbonnier"):
         pixel_distance(torch.zeros(1), torch.zeros(1), "huber")
+
+
+def test_feature_distance__is_a_share_of_each_layer_whatever_its_scale():
+    small, large = torch.tensor([1.0, -3.0]), torch.tensor([[100.0], [300.0]])
+    found = feature_distance([small + 1, large * 1.5], [small, large])
+    assert found == pytest.approx((0.5 + 0.5) / 2)
+
+
+def test_feature_distance__of_a_dead_layer_is_finite():
+    assert feature_distance([torch.zeros(2)], [torch.zeros(2)]) == 0
 
 
 def test_masked_patch_loss__counts_removed_patches_only():

@@ -72,6 +72,16 @@ def test_loss__is_the_distance_and_the_weighted_divergence(classifier_file, puri
     assert found["train/consistency"] > 0
 
 
+def test_loss__adds_the_weighted_distance_of_layers(classifier_file, purifier_file, tmp_path):
+    task = CollageFinetuning(
+        classifier_file, weights=purifier_file, side=64, consistency=0.0, guidance=0.5, guides=["layer2"],
+        attack=ATTACK,
+    )  # fmt: skip
+    found = fit(task, tmp_path)
+    torch.testing.assert_close(found["train/loss"], found["train/purification_loss"] + 0.5 * found["train/guidance"])
+    assert found["train/guidance"] > 0
+
+
 def test_consistency__of_a_purifier_that_changes_nothing_is_zero(classifier_file, tmp_path):
     still = Optimization(base_lr=0.0)
     task = CollageFinetuning(classifier_file, overrides=SMALL, side=64, clean_fraction=1.0, optimization=still)
@@ -105,6 +115,10 @@ def test_consistency__keeps_predictions_together_that_the_distance_alone_parts(
         ({"side": 60}, "tiles of 32 pixels, which do not fill a side of 60"),
         ({"side": 16}, "tiles of 32 pixels, which do not fill a side of 16"),
         ({"consistency": -1.0}, "consistency is a weight, 0 or more, not -1.0"),
+        ({"guidance": 0.1}, r"guidance = 0.1 is the weight of the layers in guides = \[\]: set both or none"),
+        ({"guides": ["layer2"]}, "guidance = 0.0 is the weight of the layers in .*: set both or none"),
+        ({"guides": ["layer9"], "guidance": 0.1}, "no layer 'layer9'; did you mean .*layer"),
+        ({"guidance": -1.0}, "guidance is a weight, 0 or more, not -1.0"),
         ({"clean_fraction": 2.0}, "clean_fraction is a share"),
         ({"noise": 18.0}, "noise is a standard deviation"),
         ({"attack": replace(ATTACK, refresh=5)}, "set attack.refresh to 1"),

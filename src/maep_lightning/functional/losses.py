@@ -1,5 +1,6 @@
 """The losses of masked pre-training and of purification."""
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
@@ -30,6 +31,23 @@ def pixel_distance(prediction: Tensor, target: Tensor, kind: PixelLoss = "l1") -
     if kind == "charbonnier":
         return (difference.square() + 1e-6).sqrt()
     raise ValueError(f"Unknown pixel loss {kind!r}; choose one of {', '.join(get_args(PixelLoss))}.")
+
+
+def feature_distance(features: Sequence[Tensor], target: Sequence[Tensor]) -> Tensor:
+    """How far a classifier's layers are from what they are to be: the loss of the feature-guided denoiser.
+
+    Liao et al. 2018, "Defense against Adversarial Attacks Using High-Level Representation Guided Denoiser", with each
+    layer's distance as a share of its size, so that layers of any scale weigh the same.
+
+    Args:
+        features: One tensor of any shape a layer.
+        target: The same shapes.
+
+    Returns:
+        A scalar: the mean over layers of |f - t|_1 / |t|_1.
+    """
+    shares = [(f - t).abs().mean() / t.abs().mean().clamp_min(1e-12) for f, t in zip(features, target, strict=True)]
+    return torch.stack(shares).mean()
 
 
 def masked_patch_loss(prediction: Tensor, target: Tensor, mask: Tensor, kind: PixelLoss = "l2") -> Tensor:

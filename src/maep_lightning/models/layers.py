@@ -1,6 +1,8 @@
 """Small layers that several networks share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
 
 import torch
 import torch.nn.functional as F
@@ -104,3 +106,34 @@ class DeepRefinement(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """`(B, 6, H, W)`, sides multiples of 4, to `(B, 3, H, W)`, in the normalised space."""
         return self.layers(images)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def outputs_of(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """What layers of a network return while it is run.
+
+    Args:
+        network: Any module whose layers are modules too; a traced or exported program has none to be looked at.
+        names: The layers, as in `named_modules`.
+
+    Yields:
+        A dictionary that each run of the network fills anew: the output of each layer by its name.
+
+    Raises:
+        ValueError: If a layer does not exist.
+    """
+    layers = dict(network.named_modules())
+    for name in names:
+        if name not in layers:
+            nearest = get_close_matches(name, layers, n=3, cutoff=0.0)
+            raise ValueError(f"The network has no layer {name!r}; did you mean {', '.join(nearest)}?")
+    found: dict[str, Tensor] = {}
+    handles = [
+        layers[name].register_forward_hook(lambda _, __, output, name=name: found.update({name: output}))
+        for name in names
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()

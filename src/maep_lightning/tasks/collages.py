@@ -1,5 +1,6 @@
 """Purification before a classifier of large images, learnt from small images alone."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maep_lightning.functional.collages import collages, grids
-from maep_lightning.functional.losses import PixelLoss, pixel_distance
+from maep_lightning.functional.losses import PixelLoss, feature_distance, pixel_distance
 from maep_lightning.functional.tiles import cut_tiles, join_tiles
+from maep_lightning.models.layers import outputs_of
 from maep_lightning.tasks.base import Optimization
 from maep_lightning.tasks.defence import LoRA, PurifierTask, Trainable
 from maep_lightning.tasks.pairs import PairAttack, check_disturbance, disturb
@@ -22,9 +24,10 @@ class CollageFinetuning(PurifierTask):
     tiles of the purifier's size, as `tile` does at test time. With x a collage, x' the attacked one, P the purifier in
     tiles and f the classifier, the loss is
 
-        d(P(x'), x) + `consistency` x KL(f(x) || f(P(x')))
+        d(P(x'), x) + `consistency` x KL(f(x) || f(P(x'))) + `guidance` x h(P(x'), x)
 
-    The second term is what `PurifierFinetuning` has at 32 pixels: without it a denoiser can only err less, which at 224
+    with h the `feature_distance` over the `guides`, some of f's layers: a prediction is one statement about a picture,
+    a layer's output one about each of its places. With the distance alone a denoiser can only err less, which at 224
     pixels does not move the trade between clean and robust accuracy.
 
     Args:
@@ -35,8 +38,11 @@ class CollageFinetuning(PurifierTask):
         shape: Name of the architecture; a purifier's file knows its own.
         overrides: Fields of the shape to replace.
         side: Height and width of the collages in pixels, a multiple of the purifier's size.
+        shrink: Factor by which a collage's images may be shrunk at most; a batch has as many collages as it fills then.
         loss: The pixel distance d: `l1`, `l2` or `charbonnier`.
         consistency: Weight of the second term.
+        guidance: Weight of the third term.
+        guides: The layers of the classifier, by their names in `named_modules`, that the third term compares.
         clean_fraction: Share of the collages that stay unattacked.
         noise: Largest standard deviation, on the [0, 1] scale, of Gaussian noise that is added to the purifier's input;
             each collage's is drawn evenly from 0 on.
@@ -60,8 +66,11 @@ class CollageFinetuning(PurifierTask):
         shape: str = "maep_conv_patch4_32",
         overrides: dict[str, Any] | None = None,
         side: int = 224,
+        shrink: int = 1,
         loss: PixelLoss = "l1",
         consistency: float = 0.02,
+        guidance: float = 0.0,
+        guides: Sequence[str] = (),
         clean_fraction: float = 0.25,
         noise: float = 0.0,
         attack: PairAttack | None = None,
@@ -76,15 +85,25 @@ class CollageFinetuning(PurifierTask):
             raise ValueError(
                 f"Collages are purified in tiles of {self.tile} pixels, which do not fill a side of {side}."
             )
-        if consistency < 0:
-            raise ValueError(f"consistency is a weight, 0 or more, not {consistency}.")
+        for name, weight in (("consistency", consistency), ("guidance", guidance)):
+            if weight < 0:
+                raise ValueError(f"{name} is a weight, 0 or more, not {weight}.")
+        if bool(guidance) != bool(guides):
+            raise ValueError(
+                f"guidance = {guidance} is the weight of the layers in guides = {list(guides)}: set both or none."
+            )
+        with outputs_of(self.classifier, guides):
+            pass
         check_disturbance(clean_fraction, noise)
         self.attack = attack or PairAttack()
         if self.attack.refresh != 1:
             raise ValueError("Collages are put together anew in each step, so none are kept: set attack.refresh to 1.")
         self.side = side
+        self.shrink = shrink
         self.loss_kind = loss
         self.consistency = consistency
+        self.guidance = guidance
+        self.guides = guides
         self.clean_fraction = clean_fraction
         self.noise = noise
 
@@ -96,7 +115,7 @@ class CollageFinetuning(PurifierTask):
         """
         super().on_fit_start()
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        grids(data.image_size, self.side, data.batch_size)
+        grids(data.image_size, self.side, data.batch_size, self.shrink)
 
     def purify(self, images: Tensor) -> Tensor:
         """Purify collages `(B, 3, side, side)` in tiles; on the [0, 1] scale, not clamped."""
@@ -106,19 +125,29 @@ class CollageFinetuning(PurifierTask):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step on the collages of a batch."""
-        clean = collages(batch[0], self.side)
+        clean = collages(batch[0], self.side, shrink=self.shrink)
         with torch.no_grad():
-            said = self.classifier(clean).float()
+            said, seen = self.look(clean)
         attacked = self.attack(self.classifier, clean, said.argmax(1))
         purified = self.purify(disturb(attacked, clean, self.clean_fraction, self.noise))
-        distance = pixel_distance(purified, clean, self.loss_kind).mean()
-        prediction = self.classifier(purified.clamp(0, 1)).float().log_softmax(dim=1)
-        consistency = F.kl_div(prediction, said.softmax(dim=1), reduction="batchmean")
-        loss = distance + self.consistency * consistency
-        terms = {"purification_loss": distance, "consistency": consistency}
+        logits, features = self.look(purified.clamp(0, 1))
+        terms = {
+            "purification_loss": pixel_distance(purified, clean, self.loss_kind).mean(),
+            "consistency": F.kl_div(logits.log_softmax(dim=1), said.softmax(dim=1), reduction="batchmean"),
+        }
+        loss = terms["purification_loss"] + self.consistency * terms["consistency"]
+        if self.guides:
+            terms["guidance"] = feature_distance(features, seen)
+            loss = loss + self.guidance * terms["guidance"]
         self.log_dict({f"train/{name}": value.detach() for name, value in terms.items()})
         self.log("train/loss", loss.detach(), prog_bar=True)
         return loss
+
+    def look(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The classifier's logits `(B, classes)` of images, and what its `guides` return, in float32."""
+        with outputs_of(self.classifier, self.guides) as outputs:
+            logits = self.classifier(images).float()
+        return logits, [outputs[name].float() for name in self.guides]
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Purification loss, and how often the classifier says of purified collages what it says of them unpurified.
