@@ -1,6 +1,6 @@
 """The heat map of a data set: systems by attacks, one panel for each ball."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,12 @@ HEADS = {
 }
 PUBLISHED = (" (100 steps)", " (5000 queries)", " standard")
 
+Row = dict[str, Any]
 Column = tuple[str, str]
-Rows = Mapping[tuple[str, str], dict[str, Any]]
+Rows = Mapping[tuple[str, str], Row]
 
 
-def column_of(row: dict[str, Any]) -> Column:
+def column_of(row: Row) -> Column:
     """Threat model and label of a row's column; blind attacks have one each, others share that of their threat."""
     if row["threat"] != "blind":
         return row["threat"], HEADS.get(row["threat"], row["threat"])
@@ -40,13 +41,27 @@ def column_of(row: dict[str, Any]) -> Column:
     return "blind", f"{name.title() if name == 'square' else name.upper() if name.islower() else name}{bracket}{budget}"
 
 
-def weakness(row: dict[str, Any]) -> tuple[float, int]:
-    """A key that puts the strongest attack first: by the accuracy it leaves, of equals that on most images."""
-    return (1.0 if row["acc_robust"] is None else row["acc_robust"]), -row["n"]
+def lowest(rows: Iterable[Row]) -> Row | None:
+    """The row with the lowest figure, of equals that on most images; with bounds only, where an incomplete row is open.
+
+    An incomplete row is open if its figure may lie below all that are known.
+    """
+    rows = list(rows)
+    known = [row for row in rows if row["acc_robust"] is not None]
+    least = min(known, key=lambda row: (row["acc_robust"], -row["n"]), default=None)
+    incomplete = [row for row in rows if row["acc_robust"] is None]
+    open_ = [row for row in incomplete if least is None or row["ci95"][0] < least["acc_robust"]]
+    return open_[0] | within(rows) if open_ else least
+
+
+def within(rows: Iterable[Row]) -> Row:
+    """What is known of the lowest of several figures while it is open: no more than the least of their bounds."""
+    low, high = map(min, zip(*(row["ci95"] for row in rows), strict=True))
+    return {"acc_robust": None, "ci95": [low, high], "complete": False}
 
 
 def draw_heatmap(dataset: str, systems: Mapping[tuple[str, ...], Rows], path: Path) -> None:
-    """Draw the accuracy of each system under each attack; what was not measured stays grey.
+    """Draw the accuracy of each system under each attack; what was not measured, or not completely, stays grey.
 
     Args:
         dataset: Its name.
@@ -58,12 +73,11 @@ def draw_heatmap(dataset: str, systems: Mapping[tuple[str, ...], Rows], path: Pa
     several = len({policy for _, policy, _ in names}) > 1
     panels = []
     for ball in balls:
-        values: dict[tuple[tuple[str, ...], Column], dict[str, Any]] = {}
+        places: dict[tuple[tuple[str, ...], Column], list[Row]] = {}
         for key, rows in systems.items():
             for row in rows.values() if key[1:3] == ball else ():
-                place = key[3:], column_of(row)
-                if place not in values or weakness(row) < weakness(values[place]):
-                    values[place] = row
+                places.setdefault((key[3:], column_of(row)), []).append(row)
+        values = {place: row for place, rows in places.items() if (row := lowest(rows))}
         found = dict.fromkeys(column for _, column in values)
         panels.append((ball, values, sorted(found, key=lambda column: THREATS.index(column[0]))))
     wide = sum(len(columns) for _, _, columns in panels)
@@ -71,13 +85,17 @@ def draw_heatmap(dataset: str, systems: Mapping[tuple[str, ...], Rows], path: Pa
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True, width_ratios=[len(p[2]) for p in panels])[0]
     for axis, ((norm, eps), values, columns) in zip(axes, panels, strict=True):
         shares = np.full((len(names), len(columns)), np.nan)
+        marks = np.full(shares.shape, "·")
         for (name, column), row in values.items():
+            place = names.index(name), columns.index(column)
+            marks[place] = "?"
             if row["acc_robust"] is not None:
-                shares[names.index(name), columns.index(column)] = row["acc_robust"]
+                shares[place] = row["acc_robust"]
         axis.set_facecolor("0.92")
         image = axis.imshow(shares, cmap="viridis", vmin=0, vmax=1, aspect="auto")
         for (down, across), share in np.ndenumerate(shares):
-            text, colour = ("·", "0.6") if np.isnan(share) else (f"{100 * share:.0f}", "w" if share < 0.6 else "k")
+            unknown = marks[down, across], "0.6"
+            text, colour = unknown if np.isnan(share) else (f"{100 * share:.0f}", "w" if share < 0.6 else "k")
             axis.text(across, down, text, ha="center", va="center", fontsize=8, color=colour)
         counts = sorted({row["n"] for row in values.values()})
         said = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}, see the table"
@@ -93,7 +111,8 @@ def draw_heatmap(dataset: str, systems: Mapping[tuple[str, ...], Rows], path: Pa
     axes[0].set_yticks(range(len(names)), labels, fontsize=8)
     figure.subplots_adjust(wspace=0.08)
     figure.colorbar(image, ax=axes, label="accuracy", pad=0.01, fraction=0.02)
-    title = f"{dataset}: accuracy in %; attacks on the bare classifier (blind)\nunless named otherwise; · not measured"
+    legend = "· not measured; ? incomplete"
+    title = f"{dataset}: accuracy in %; attacks on the bare classifier (blind)\nunless named otherwise; {legend}"
     figure.suptitle(title, fontsize=11, y=0.9 + 0.75 / figure.get_figheight())
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(figure).print_figure(str(path), dpi=110, bbox_inches="tight")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.collect import percent
-from experiments.transfer.heatmap import draw_heatmap, weakness
+from experiments.transfer.heatmap import draw_heatmap, lowest, within
 from experiments.transfer.matrix import Cell, Study
 from maep_lightning.evaluation.ledger import write_atomically
 from maep_lightning.evaluation.plan import Manifest
@@ -138,12 +138,23 @@ def headline(cells: Sequence[Measured]) -> Row | None:
     """The lowest figure over all that the adversary is allowed; None where no attacker met the purifier.
 
     In a cell that is the per-sample worst. Of the same attacks those on most images count, of several sets of attacks
-    the strongest, blind ones included.
+    the strongest, blind ones included. Where an attack that was not completed could be stronger, or none on the
+    purifier was completed, there is no figure but bounds, none of them above the interval of another figure.
     """
     if not any(cell.cell.knowing for cell in cells):
         return None
-    attacked = [row for row in best_rows(cells).values() if row["threat"] != "none"]
-    return min(attacked, key=weakness)
+    shown = best_rows(cells)
+    lasts: dict[bool, list[Row]] = {True: [], False: []}
+    for cell in cells:  # the last row of a cell counts for all of it
+        last = cell.defended[-1]
+        best = shown[last["threat"], last["attack"]]
+        if last["threat"] != "none" and best["n"] == last["n"]:
+            lasts[cell.cell.knowing].append(best)
+    found = lowest([*lasts[True], *lasts[False]])
+    unknown = found if found and found["acc_robust"] is None else None
+    if all(row["acc_robust"] is None for row in lasts[True]):
+        unknown = lasts[True][0]
+    return unknown | within(row for row in shown.values() if row["threat"] != "none") if unknown else found
 
 
 def retention(row: Row) -> float | None:
@@ -182,7 +193,7 @@ def table(study: Study, systems: dict[Key, list[Measured]]) -> list[str]:
         rows, n = best_rows(cells), cells[0].cell.n
         auto = [row for (threat, attack), row in rows.items() if threat == "blind" and attack.startswith(AUTO)]
         all_blind = [row for row in rows.values() if row["threat"] == "blind_worst"]
-        blind, worst = next(iter(auto), None), min(all_blind, key=weakness, default=None)
+        blind, worst = next(iter(auto), None), lowest(all_blind)
         white = [row for row in rows.values() if row["threat"] == "whitebox"]
         clean, head = next(row for row in rows.values() if row["threat"] == "none"), headline(cells)
         named = purifier, study.purifiers[purifier].trained_on

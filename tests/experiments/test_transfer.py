@@ -13,9 +13,9 @@ import yaml
 from PIL import Image
 
 from experiments.transfer import run
-from experiments.transfer.heatmap import column_of, draw_heatmap
+from experiments.transfer.heatmap import column_of, draw_heatmap, lowest
 from experiments.transfer.matrix import Cell, read_study
-from experiments.transfer.tables import Measured, headline, table
+from experiments.transfer.tables import Measured, headline, honesty, table
 from maep_lightning.cli import main
 from maep_lightning.data import ImageSource
 from maep_lightning.evaluation.normalization import NormalizationCheck
@@ -465,6 +465,63 @@ def test_reports__the_headline_is_never_above_another_figure_of_its_line():
     assert headline([harsh]) is None
     assert headline([mild])["acc_robust"] == 0.75
     assert headline([mild, harsh])["acc_robust"] == headline([harsh, mild])["acc_robust"] == 0.0
+
+
+@pytest.fixture
+def open_rows():
+    """Makes a measured cell of rows by threat: figure, low and high end."""
+
+    def make(n=4, **rows):
+        names = {"knowing": ("none", "blind:fgsm", "whitebox:apgd-ce"), "blind": ("none", "blind:fgsm")}
+        threats = names["knowing" if "whitebox" in rows else "blind"]
+        cell = Cell("digits", "c", "p", "native", "Linf", "8/255", n, 4, 0, threats=threats)
+        system = {"purifier": "p", "n": n, "acc_clean": 0.9, "acc_undefended_clean": 1.0}
+        found = {"none": (0.9, 0.8, 1.0)} | rows
+        return Measured(
+            cell,
+            tuple(
+                system
+                | {"threat": threat, "attack": threat, "acc_robust": left, "ci95": ends, "complete": left is not None}
+                for threat, (left, *ends) in found.items()
+            ),
+        )
+
+    return make
+
+
+def test_reports__a_headline_that_an_error_left_open_is_no_blind_figure(open_rows):
+    unknown = (None, 0.0, 0.75)
+    cell = open_rows(blind=(0.7, 0.6, 0.8), whitebox=unknown, blind_worst=(0.7, 0.6, 0.8), worst=unknown)
+    row = headline([cell])
+    assert (row["acc_robust"], row["ci95"], row["threat"]) == (None, [0.0, 0.75], "worst")
+    study = read_study(STUDIES[0])
+    study.purifiers["p"] = study.purifiers["maep"]
+    assert table(study, {cell.key: [cell]})[-1].endswith("| incomplete, within 0.0 to 75.0 |")
+    assert "measured for 0 of 1 systems" in honesty({cell.key: [cell]})
+    # Nor does a blind figure of another cell stand in for it, and no bound lies above its interval.
+    lower = open_rows(blind=(0.5, 0.4, 0.6), blind_worst=(0.5, 0.4, 0.6), n=8)
+    assert headline([lower, cell])["ci95"] == [0.0, 0.6]
+
+
+def test_reports__an_error_that_another_attack_settled_leaves_the_headline_a_figure(open_rows):
+    settled = open_rows(whitebox=(None, 0.0, 0.75), worst=(0.25, 0.1, 0.5))
+    assert headline([settled])["acc_robust"] == 0.25
+    none_left = open_rows(n=8, whitebox=(0.0, 0.0, 0.1), worst=(0.0, 0.0, 0.1))
+    none_left = Measured(none_left.cell, tuple(row | {"attack": "other"} for row in none_left.rows))
+    still_open = open_rows(whitebox=(None, 0.0, 0.75), worst=(None, 0.0, 0.75))
+    assert headline([none_left, still_open])["acc_robust"] == 0.0
+
+
+def test_reports__an_incomplete_worst_of_all_blind_does_not_lose_to_a_weaker_one(open_rows):
+    weak = open_rows(blind=(0.9, 0.8, 1.0), blind_worst=(0.9, 0.8, 1.0))
+    strong = open_rows(blind=(None, 0.1, 0.5), blind_worst=(None, 0.1, 0.5))
+    strong = Measured(strong.cell, tuple(row | {"attack": f"strong {row['attack']}"} for row in strong.rows))
+    study = read_study(STUDIES[0])
+    study.purifiers["p"] = study.purifiers["maep"]
+    line = table(study, {weak.key: [weak, strong]})[-1]
+    assert "| incomplete, within 10.0 to 50.0 | not measured | not measured |" in line
+    rows = {row["attack"]: row for row in (*weak.rows, *strong.rows) if row["threat"] == "blind_worst"}
+    assert lowest(rows.values())["acc_robust"] is None
 
 
 def test_reports__the_worst_of_several_budgets_are_rows_of_their_own(study, content, tmp_path):
