@@ -18,6 +18,12 @@ Row = dict[str, Any]
 Key = tuple[str, str, str, str, str, str]
 """A system in a ball: data set, norm, eps, purifier, policy and classifier."""
 
+COLUMNS = (
+    *("dataset", "split", "n", "classifier", "purifier", "policy", "threat", "attack", "norm", "eps"),
+    *("acc_undefended_clean", "acc_clean", "acc_robust", "complete", "seconds"),
+)
+"""What a line of the spreadsheet tells of a row; the readings of stochastic systems are in `results.json` only."""
+
 AUTO = ("AutoAttack", "reduced")
 """How the titles of AutoAttack begin."""
 
@@ -223,7 +229,7 @@ def _blind_worst(cell: Cell, like: Row, audit: Path) -> Row:
         "complete": not failed,
         "seconds": 0.0,
     }
-    return like | found
+    return {name: like[name] for name in COLUMNS if name in like} | found  # not what its own attack alone has
 
 
 def _figure(row: Row | None, n: int | None = None) -> str:
@@ -239,12 +245,11 @@ def _figure(row: Row | None, n: int | None = None) -> str:
 
 
 def _write_csv(study: Study, rows: Sequence[Row], path: Path) -> None:
-    names = [name for name in rows[0] if name != "ci95"]
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow([*names, "ci95_low", "ci95_high", "retention", "trained_on"])
+        writer.writerow([*COLUMNS, "ci95_low", "ci95_high", "retention", "trained_on"])
         for row in rows:
             kept = retention(row)
             trained = study.purifiers[row["purifier"]].trained_on if row["purifier"] else ""
             share = "" if kept is None else round(kept, 6)
-            writer.writerow([*(row[name] for name in names), *row["ci95"], share, trained])
+            writer.writerow([*(row[name] for name in COLUMNS), *row["ci95"], share, trained])

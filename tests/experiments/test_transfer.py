@@ -467,6 +467,32 @@ def test_reports__the_headline_is_never_above_another_figure_of_its_line():
     assert headline([mild, harsh])["acc_robust"] == headline([harsh, mild])["acc_robust"] == 0.0
 
 
+def test_reports__of_a_classifier_that_draws_noise_are_written(study, content, tmp_path, monkeypatch):
+    (tmp_path / "drawing.py").write_text(
+        "import torch\n\n\ndef make():\n    return lambda images: images.mean((2, 3)).repeat(1, 4)[:, :10]"
+        " + 0.01 * torch.randn(len(images), 10)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    content["classifiers"]["small"] = {"source": "python:drawing:make", "num_classes": 10}
+    content["grids"]["blind"] |= {"purifier": "blur", "threats": ["blind:fgsm", "whitebox:fgsm"]}
+    runs = tmp_path / "runs" / "study"
+    run.measure(study(), runs, CPU)
+    rows = json.loads((runs / "results.json").read_text())["rows"]
+    assert {row["threat"] for row in rows if "readings" in row} == {"none", "blind", "whitebox"}
+    with (runs / "results.csv").open() as stream:
+        assert len(list(csv.DictReader(stream))) == len(rows)
+
+
+def test_reports__the_worst_of_all_blind_has_no_readings_of_one_attack(study, content, tmp_path):
+    content["purifiers"]["blur"] = "noise:8/255"
+    content["grids"]["blind"]["purifier"] = "blur"
+    runs = tmp_path / "runs" / "study"
+    run.measure(study(), runs, CPU)
+    rows = json.loads((runs / "results.json").read_text())["rows"]
+    assert [row["threat"] for row in rows if "readings" in row] == ["none", "blind", "blind"]
+    assert rows[-1]["threat"] == "blind_worst"
+
+
 @pytest.fixture
 def open_rows():
     """Makes a measured cell of rows by threat: figure, low and high end."""
