@@ -113,12 +113,13 @@ def write_reports(study: Study, measured: Sequence[Measured], run: dict[str, Any
 
 
 def unique_rows(measured: Sequence[Measured]) -> list[Row]:
-    """All rows, those of an undefended classifier once."""
+    """All rows, those of an undefended classifier once; of chunks of several sizes the strongest attack."""
     rows: dict[tuple[Any, ...], Row] = {}
     names = ("dataset", "n", "classifier", "purifier", "policy", "threat", "attack", "norm", "eps")
     for cell in measured:
         for row in cell.rows:
-            rows.setdefault(tuple(row[name] for name in names), row)
+            key = tuple(row[name] for name in names)
+            rows[key] = _lower(rows[key], row) if key in rows else row
     return list(rows.values())
 
 
@@ -132,12 +133,22 @@ def group(measured: Sequence[Measured]) -> dict[Key, list[Measured]]:
 
 
 def best_rows(cells: Sequence[Measured]) -> dict[tuple[str, str], Row]:
-    """Of each threat model and attack the row with most images."""
+    """Of each threat model and attack the row with most images, of equals the lowest."""
     rows: dict[tuple[str, str], Row] = {}
     for cell in cells:
         for row in cell.defended:
-            rows.setdefault((row["threat"], row["attack"]), row)
+            key = row["threat"], row["attack"]
+            before = rows.get(key)
+            if before is None or row["n"] > before["n"]:
+                rows[key] = row
+            elif row["n"] == before["n"]:
+                rows[key] = _lower(before, row)
     return rows
+
+
+def _lower(one: Row, other: Row) -> Row:
+    """The lower of two figures of the same attack on the same images: chunks of another size draw other starts."""
+    return lowest([one, other]) or one
 
 
 def headline(cells: Sequence[Measured]) -> Row | None:

@@ -15,7 +15,7 @@ from PIL import Image
 from experiments.transfer import run
 from experiments.transfer.heatmap import column_of, draw_heatmap, lowest
 from experiments.transfer.matrix import Cell, read_study
-from experiments.transfer.tables import Measured, headline, honesty, table
+from experiments.transfer.tables import Measured, best_rows, headline, honesty, table
 from maep_lightning.cli import main
 from maep_lightning.data import ImageSource
 from maep_lightning.evaluation.normalization import NormalizationCheck
@@ -491,6 +491,24 @@ def test_reports__the_worst_of_all_blind_has_no_readings_of_one_attack(study, co
     rows = json.loads((runs / "results.json").read_text())["rows"]
     assert [row["threat"] for row in rows if "readings" in row] == ["none", "blind", "blind"]
     assert rows[-1]["threat"] == "blind_worst"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_reports__of_the_same_attack_in_chunks_of_two_sizes_the_lower_figure_counts(study, content, tmp_path, order):
+    grid = content["grids"]["blind"] | {"purifier": "blur", "threats": ["blind:fgsm"]}
+    content["grids"] = {str(size): grid | {"chunk_size": size} for size in (2, 4)[::order]}
+    runs = tmp_path / "runs" / "study"
+    run.measure(study(), runs, CPU)
+    small = next(runs / cell.folder for cell in study().cells if cell.chunk_size == 2)
+    stored = json.loads((small / "results.json").read_text())
+    blind = next(row for row in stored["rows"] if row["threat"] == "blind")
+    blind |= {"acc_robust": -1.0, "ci95": [-1.0, -1.0]}  # lower than any
+    (small / "results.json").write_text(json.dumps(stored))
+    run.measure(study(), runs, CPU)
+    rows = json.loads((runs / "results.json").read_text())["rows"]
+    assert [row["acc_robust"] for row in rows if row["threat"] == "blind"] == [-1.0]
+    cells = [Measured.read(cell, runs / cell.folder) for cell in study().cells]
+    assert best_rows(cells)["blind", "FGSM"]["acc_robust"] == -1.0
 
 
 @pytest.fixture
