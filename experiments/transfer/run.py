@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from experiments.transfer.matrix import Cell, Study, read_study
-from experiments.transfer.tables import Measured, write_reports
+from experiments.transfer.measured import Measured
+from experiments.transfer.tables import write_reports
 from maep_lightning.data.registry import LabelledImages
 from maep_lightning.data.source import ImageSource
 from maep_lightning.evaluation import Subject, evaluate
@@ -148,7 +149,7 @@ def present(study: Study, materials: Materials) -> list[Cell]:
 
 
 def joined(part: Study, study: Study, runs: Path) -> Study:
-    """Some grids of a study, whose cells keep what other grids have on file of them.
+    """Some grids of a study, whose cells keep what is on file of them: of other grids, or no longer asked for.
 
     Args:
         part: The grids.
@@ -162,8 +163,7 @@ def joined(part: Study, study: Study, runs: Path) -> Study:
         with suppress(FileNotFoundError):
             on_file = Manifest.read(runs / cell.folder).values["threats"]
         wanted = [threat for threat in full if threat in cell.threats]
-        kept = [threat for threat in on_file if threat in full]
-        cells.append(replace(cell, threats=tuple(dict.fromkeys((*kept, *wanted)))))
+        cells.append(replace(cell, threats=tuple(dict.fromkeys((*on_file, *wanted)))))
     return replace(part, cells=tuple(cells))
 
 
@@ -230,6 +230,10 @@ def measure(study: Study, runs: Path, device: torch.device, part: Study | None =
             if recall(*bench, cell.plan, folder, device) is None:
                 options = {"cache_dir": attacks, "device": device, "planned": planned}
                 costs[cell] = estimate(*bench, cell.plan, folder, **options).attacks
+    for cell in costs:
+        full = next(other for other in study.cells if other == cell).threats
+        if further := [threat for threat in cell.threats if threat not in full]:
+            say(f"{cell.title}: {', '.join(further)} was begun here before, so it is measured too, and not reported")
     warn(costs, materials)
     total = sum(costs.values())
     say(

@@ -3,79 +3,17 @@
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from experiments.collect import percent
 from experiments.transfer.heatmap import draw_heatmap, lowest, within
-from experiments.transfer.matrix import Cell, Study
+from experiments.transfer.matrix import Study
+from experiments.transfer.measured import COLUMNS, Key, Measured, Row
 from maep_lightning.evaluation.ledger import write_atomically
-from maep_lightning.evaluation.plan import Manifest
-from maep_lightning.evaluation.summary import wilson
-
-Row = dict[str, Any]
-Key = tuple[str, str, str, str, str, str]
-"""A system in a ball: data set, norm, eps, purifier, policy and classifier."""
-
-COLUMNS = (
-    *("dataset", "split", "n", "classifier", "purifier", "policy", "threat", "attack", "norm", "eps"),
-    *("acc_undefended_clean", "acc_clean", "acc_robust", "complete", "seconds"),
-)
-"""What a line of the spreadsheet tells of a row; the readings of stochastic systems are in `results.json` only."""
 
 AUTO = ("AutoAttack", "reduced")
 """How the titles of AutoAttack begin."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A cell, and what is on file of it.
-
-    Attributes:
-        cell: The cell.
-        rows: As `results.json` has them, and the worst of the blind attacks; without the worst of all where no
-            attacker meets the purifier, since then it would be a headline of blind attacks.
-        commit: Of the code that measured it.
-    """
-
-    cell: Cell
-    rows: tuple[Row, ...]
-    commit: str | None = None
-
-    @classmethod
-    def read(cls, cell: Cell, folder: Path) -> "Measured | None":
-        """What is on file of a cell, with the threats that were measured; None if it was not finished.
-
-        Args:
-            cell: The cell, as it is asked for.
-            folder: Its run folder.
-        """
-        if not (folder / "results.json").exists():
-            return None
-        content, manifest = json.loads((folder / "results.json").read_text()), Manifest.read(folder)
-        if content.get("plan") != manifest.hash:  # stopped while further threats were measured
-            return None
-        cell = replace(cell, threats=tuple(manifest.values["threats"]))
-        rows = [row for row in content["rows"] if cell.knowing or row["threat"] != "worst"]
-        if cell.blind:
-            rows.insert(len(rows) - cell.knowing, _blind_worst(cell, rows[-1], folder / "audit.csv"))
-        if cell.budget:  # the other titles have theirs
-            said = ", ".join(f"{name} {value}" for name, value in cell.budget)
-            worst = ("worst", "blind_worst")
-            rows = [row | {"attack": f"{row['attack']} ({said})"} if row["threat"] in worst else row for row in rows]
-        return cls(cell, tuple(rows), content["run"]["commit"])
-
-    @property
-    def key(self) -> Key:
-        """The system, and the ball."""
-        cell = self.cell
-        return cell.dataset, cell.norm, cell.eps, cell.purifier, cell.policy, cell.classifier
-
-    @property
-    def defended(self) -> list[Row]:
-        """The rows of the purifier."""
-        return [row for row in self.rows if row["purifier"] is not None]
 
 
 def write_reports(study: Study, measured: Sequence[Measured], run: dict[str, Any], folder: Path) -> None:
@@ -221,26 +159,6 @@ def table(study: Study, systems: dict[Key, list[Measured]]) -> list[str]:
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells_)} |")
     return lines
-
-
-def _blind_worst(cell: Cell, like: Row, audit: Path) -> Row:
-    """The accuracy that is left of each image's worst blind attack, counted from the audit log."""
-    rungs, fallen = {"none", *cell.blind}, set()
-    with audit.open(newline="", encoding="utf-8") as stream:
-        lines = [line for line in csv.DictReader(stream) if line["rung"] in rungs]
-    fallen = {line["index"] for line in lines if line["status"] in ("BROKEN", "CLEAN_WRONG")}
-    failed = {line["index"] for line in lines if line["status"] == "ERROR"} - fallen
-    right, n = cell.n - len(fallen), cell.n
-    found = {
-        "threat": "blind_worst",
-        "attack": f"worst of {', '.join(cell.blind)}",
-        "eps": cell.eps,
-        "acc_robust": None if failed else right / n,
-        "ci95": [round(wilson(right - len(failed), n)[0], 6), round(wilson(right, n)[1], 6)],
-        "complete": not failed,
-        "seconds": 0.0,
-    }
-    return {name: like[name] for name in COLUMNS if name in like} | found  # not what its own attack alone has
 
 
 def _figure(row: Row | None, n: int | None = None) -> str:

@@ -15,7 +15,8 @@ from PIL import Image
 from experiments.transfer import run
 from experiments.transfer.heatmap import column_of, draw_heatmap, lowest
 from experiments.transfer.matrix import Cell, read_study
-from experiments.transfer.tables import Measured, best_rows, headline, honesty, table
+from experiments.transfer.measured import Measured
+from experiments.transfer.tables import best_rows, headline, honesty, table
 from maep_lightning.cli import main
 from maep_lightning.data import ImageSource
 from maep_lightning.evaluation.normalization import NormalizationCheck
@@ -230,6 +231,54 @@ def test_measure__grids_of_one_cell_can_be_measured_one_after_the_other(study, c
     content["grids"] = dict(reversed(content["grids"].items()))  # nor does the order in the file matter
     run.measure(study(), runs, CPU)
     assert evaluated == ["blur", "blur"]
+
+
+def test_measure__a_threat_taken_out_of_the_file_is_kept_on_file_and_not_reported(study, content, tmp_path, evaluated):
+    grid, runs = content["grids"]["blind"], tmp_path / "runs" / "study"
+    every = ["noise", "blind:fgsm", "blind:bim", "blind", "whitebox:fgsm", "whitebox:apgd-ce"]
+
+    def reported(*threats):
+        grid.update(purifier="blur", threats=list(threats))
+        run.measure(study(), runs, CPU)
+        return json.loads((runs / "results.json").read_text())["rows"]
+
+    whole = reported(*every)
+    rows = reported("blind:fgsm", "whitebox:fgsm", "whitebox:apgd-ce")
+    assert [(row["threat"], row["attack"]) for row in rows if row["purifier"]] == [
+        ("none", "none"),
+        ("blind", "FGSM"),
+        ("whitebox", "FGSM"),
+        ("whitebox", "apgd-ce (2 steps)"),
+        ("blind_worst", "worst of blind:fgsm (apgd_steps 2, fab_steps 1, square_queries 2, targets 1)"),
+        ("worst", "worst of blind:fgsm, whitebox:fgsm, whitebox:apgd-ce"
+         " (apgd_steps 2, fab_steps 1, square_queries 2, targets 1)"),
+    ]  # fmt: skip
+    assert [row["threat"] for row in rows if not row["purifier"]] == ["none"]
+    shutil.copytree(runs, tmp_path / "runs" / "fresh")
+    (cell,) = study().cells
+    shutil.rmtree(tmp_path / "runs" / "fresh" / cell.folder)
+    run.measure(study(), tmp_path / "runs" / "fresh", CPU)
+    fresh = json.loads((tmp_path / "runs" / "fresh" / "results.json").read_text())["rows"]
+    assert [row | {"seconds": 0} for row in fresh] == [row | {"seconds": 0} for row in rows]
+    assert [row["threat"] for row in reported("whitebox:fgsm") if row["purifier"]] == ["none", "whitebox"]
+    assert [row["threat"] for row in reported("blind", "whitebox:fgsm")] == [
+        "none", "whitebox", "none", "blind", "whitebox", "blind_worst", "worst"
+    ]  # fmt: skip
+    assert reported(*every) == whole
+    assert evaluated == ["blur", "blur"]
+
+
+def test_measure__an_evaluation_that_was_begun_with_a_further_threat_is_finished(study, content, tmp_path, capsys):
+    content["grids"]["blind"]["purifier"] = "blur"
+    runs = tmp_path / "runs" / "study"
+    run.measure(study(), runs, CPU)
+    (cell,) = study().cells
+    (runs / cell.folder / "results.json").unlink()
+    content["grids"]["blind"]["threats"] = ["blind:fgsm"]
+    run.measure(study(), runs, CPU)
+    assert "blind:bim was begun here before, so it is measured too, and not reported" in capsys.readouterr().err
+    rows = json.loads((runs / "results.json").read_text())["rows"]
+    assert [row["attack"] for row in rows if row["threat"] == "blind"] == ["FGSM"]
 
 
 def test_measure__attacks_a_bare_classifier_once_for_all_purifiers(study, tmp_path, monkeypatch):
