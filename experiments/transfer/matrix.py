@@ -19,6 +19,9 @@ BUDGETS = ("apgd_steps", "fab_steps", "square_queries", "targets")
 KNOWING = {"whitebox", "bpda", "eot", "fixed_coins", "square"}
 """Threat models whose attacker meets the purifier; without one of them there is no headline."""
 
+NO_PURIFIER = "none"
+"""What reports call the purifier of the control `resize`, which uses none, whatever purifier was named."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -95,7 +98,13 @@ class Cell:
     def title(self) -> str:
         """What it is, for people."""
         where = f"{self.dataset} ({self.n} images), {self.norm} {self.eps}"
-        return f"{self.purifier} @ {self.policy} before {self.classifier} on {where}"
+        purifier = NO_PURIFIER if self.control else self.purifier
+        return f"{purifier} @ {self.policy} before {self.classifier} on {where}"
+
+    @property
+    def control(self) -> bool:
+        """Whether it shows what resizing alone does."""
+        return self.policy.partition(":")[0] == "resize"
 
     @property
     def folder(self) -> str:

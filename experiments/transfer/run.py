@@ -9,7 +9,7 @@ are written anew, from all cells of the study that are on file.
 import argparse
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache, partial
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from experiments.transfer.matrix import Cell, Study, read_study
+from experiments.transfer.matrix import NO_PURIFIER, Cell, Study, read_study
 from experiments.transfer.measured import Measured
 from experiments.transfer.tables import write_reports
 from maep_lightning.data.registry import LabelledImages
@@ -84,14 +84,24 @@ class Materials:
             images=options | {"test_limit": cell.n},
         )
 
+    def named(self, cell: Cell) -> Cell:
+        """A cell as reports name it: the control `resize` by its size alone, since no purifier has a part in it."""
+        if not cell.control:
+            return cell
+        policy = cell.policy
+        with suppress(FileNotFoundError, ValueError):  # said where the cell is tried
+            policy = f"resize:{self.purifier(cell.purifier, cell.policy).size}"
+        return replace(cell, purifier=NO_PURIFIER, policy=policy)
+
     def subject(self, cell: Cell) -> Subject:
         """How reports call them."""
-        trained = self.study.purifiers[cell.purifier].trained_on
+        named = self.named(cell)
+        trained = "nothing" if cell.control else self.study.purifiers[cell.purifier].trained_on
         return Subject(
             dataset=cell.dataset,
             classifier=cell.classifier,
-            purifier=cell.purifier,
-            policy=cell.policy,
+            purifier=named.purifier,
+            policy=named.policy,
             class_names=self._source(cell.dataset).class_names,
             training_data=f"{trained} (purifier)",
         )
@@ -148,23 +158,38 @@ def present(study: Study, materials: Materials) -> list[Cell]:
     return ready
 
 
-def joined(part: Study, study: Study, runs: Path) -> Study:
+def asked(study: Study, named: Callable[[Cell], Cell]) -> dict[Cell, tuple[str, ...]]:
+    """The threats that a study asks for, by cells as reports name them."""
+    threats: dict[Cell, tuple[str, ...]] = {}
+    for cell in study.cells:
+        threats[named(cell)] = tuple(dict.fromkeys((*threats.get(named(cell), ()), *cell.threats)))
+    return threats
+
+
+def joined(part: Study, study: Study, runs: Path, named: Callable[[Cell], Cell]) -> Study:
     """Some grids of a study, whose cells keep what is on file of them: of other grids, or no longer asked for.
+
+    Cells that differ in a purifier which has no part in them are one: that which is on file, else the first.
 
     Args:
         part: The grids.
         study: The study.
         runs: As in `measure`.
+        named: The cell as reports name it.
     """
-    cells = []
+    full, cells, homes = asked(study, named), {}, {}
     for cell in part.cells:
-        full = next(other for other in study.cells if other == cell).threats
-        on_file: list[str] = []
-        with suppress(FileNotFoundError):
-            on_file = Manifest.read(runs / cell.folder).values["threats"]
-        wanted = [threat for threat in full if threat in cell.threats]
-        cells.append(replace(cell, threats=tuple(dict.fromkeys((*on_file, *wanted)))))
-    return replace(part, cells=tuple(cells))
+        name = named(cell)
+        twins = [cell, *(other for other in study.cells if cell.control and named(other) == name)]
+        begun = [other for other in twins if (runs / other.folder / "plan.json").exists()]
+        home = begun[0] if begun else homes.setdefault(name, cell)
+        with about(home):
+            on_file = Manifest.read(runs / home.folder).values["threats"] if begun else []
+        before = cells.get(home, cell)
+        wanted = [threat for threat in full[name] if threat in (*before.threats, *cell.threats)]
+        optional = before.optional and cell.optional
+        cells[home] = replace(home, threats=tuple(dict.fromkeys((*on_file, *wanted))), optional=optional)
+    return replace(part, cells=tuple(cells.values()))
 
 
 def warn(cells: Iterable[Cell], materials: Materials) -> None:
@@ -223,16 +248,16 @@ def measure(study: Study, runs: Path, device: torch.device, part: Study | None =
     started, materials, attacks = time.monotonic(), Materials(study, device), runs.parent / "attacks"
     costs: dict[Cell, float] = {}
     planned: set[Path] = set()
-    ready = present(joined(part or study, study, runs), materials)
+    ready = present(joined(part or study, study, runs, materials.named), materials)
     for cell in ready:
         bench, folder = materials.bench(cell), runs / cell.folder
         with about(cell):
             if recall(*bench, cell.plan, folder, device) is None:
                 options = {"cache_dir": attacks, "device": device, "planned": planned}
                 costs[cell] = estimate(*bench, cell.plan, folder, **options).attacks
+    full = asked(study, materials.named)
     for cell in costs:
-        full = next(other for other in study.cells if other == cell).threats
-        if further := [threat for threat in cell.threats if threat not in full]:
+        if further := [threat for threat in cell.threats if threat not in full[materials.named(cell)]]:
             say(f"{cell.title}: {', '.join(further)} was begun here before, so it is measured too, and not reported")
     warn(costs, materials)
     total = sum(costs.values())
@@ -257,14 +282,23 @@ def measure(study: Study, runs: Path, device: torch.device, part: Study | None =
             device=device, sanity=0,
         )  # fmt: skip
         done, spent = done + cost, spent + time.monotonic() - begun
-        report(study, runs)
+        report(study, runs, materials.named)
     if not costs:
-        report(study, runs)
+        report(study, runs, materials.named)
 
 
-def report(study: Study, runs: Path) -> None:
-    """Write the reports of all cells of a study that are on file."""
-    found = (Measured.read(cell, runs / cell.folder) for cell in study.cells)
+def report(study: Study, runs: Path, named: Callable[[Cell], Cell]) -> None:
+    """Write the reports of all cells of a study that are on file.
+
+    Args:
+        study: The study.
+        runs: As in `measure`.
+        named: The cell as reports name it.
+    """
+    threats, found = asked(study, named), []
+    for cell in study.cells:
+        with about(cell):
+            found.append(Measured.read(replace(named(cell), threats=threats[named(cell)]), runs / cell.folder))
     measured = [cell for cell in found if cell is not None]
     if not measured:
         say("nothing is on file, so there is no report")

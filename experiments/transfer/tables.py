@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.collect import percent
 from experiments.transfer.heatmap import draw_heatmap, lowest, within
-from experiments.transfer.matrix import Study
+from experiments.transfer.matrix import NO_PURIFIER, Study
 from experiments.transfer.measured import COLUMNS, Key, Measured, Row
 from maep_lightning.evaluation.ledger import write_atomically
 
@@ -151,9 +151,8 @@ def table(study: Study, systems: dict[Key, list[Measured]]) -> list[str]:
         blind, worst = next(iter(auto), None), lowest(all_blind)
         white = [row for row in rows.values() if row["threat"] == "whitebox"]
         clean, head = next(row for row in rows.values() if row["threat"] == "none"), headline(cells)
-        named = purifier, study.purifiers[purifier].trained_on
         cells_ = [
-            *(("none", "nothing") if policy.startswith("resize") else named), policy, classifier, str(n),
+            purifier, _trained_on(study, purifier), policy, classifier, str(n),
             percent(clean["acc_undefended_clean"]), percent(clean["acc_clean"]), _figure(blind, n), _figure(worst, n),
             "; ".join(f"{_figure(row, n)} ({row['attack']})" for row in white) or _figure(None), _figure(head, n),
         ]  # fmt: skip
@@ -173,12 +172,17 @@ def _figure(row: Row | None, n: int | None = None) -> str:
     return f"{percent(row['acc_robust'])} ({interval}{others}), keeps {percent(retention(row))}"
 
 
+def _trained_on(study: Study, purifier: str) -> str:
+    """What a purifier was trained on; nothing where there is none."""
+    return "nothing" if purifier == NO_PURIFIER else study.purifiers[purifier].trained_on
+
+
 def _write_csv(study: Study, rows: Sequence[Row], path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow([*COLUMNS, "ci95_low", "ci95_high", "retention", "trained_on"])
         for row in rows:
             kept = retention(row)
-            trained = study.purifiers[row["purifier"]].trained_on if row["purifier"] else ""
+            trained = _trained_on(study, row["purifier"]) if row["purifier"] else ""
             share = "" if kept is None else round(kept, 6)
             writer.writerow([*(row[name] for name in COLUMNS), *row["ci95"], share, trained])

@@ -281,6 +281,46 @@ def test_measure__an_evaluation_that_was_begun_with_a_further_threat_is_finished
     assert [row["attack"] for row in rows if row["threat"] == "blind"] == ["FGSM"]
 
 
+def test_measure__the_control_without_a_purifier_is_measured_once_and_named_so(study, content, tmp_path, evaluated):
+    content["purifiers"]["maep"] = {"spec": "maep_conv_patch4_32_cifar10", "trained_on": "CIFAR-10"}
+    grid = content["grids"].pop("blind") | {"threats": ["blind:fgsm"]}
+    content["grids"] = {
+        "small": grid | {"purifier": ["blur", "median"], "policy": "resize:16"},
+        "large": grid | {"purifier": "maep", "policy": "resize"},  # the size of its training
+        "further": grid | {"purifier": "median", "policy": "resize:32", "threats": ["whitebox:fgsm"]},
+    }
+    runs = tmp_path / "runs" / "study"
+    run.measure(study(), runs, CPU)
+    run.measure(study(), runs, CPU, study(["further"]))
+    assert evaluated == ["none", "none"]
+    rows = json.loads((runs / "results.json").read_text())["rows"]
+    found = [(row["purifier"], row["policy"], row["threat"]) for row in rows if row["purifier"]]
+    assert found == [
+        *(("none", "resize:16", threat) for threat in ("none", "blind", "blind_worst")),
+        *(("none", "resize:32", threat) for threat in ("none", "blind", "whitebox", "blind_worst", "worst")),
+    ]
+    with (runs / "results.csv").open() as stream:
+        assert {row["trained_on"] for row in csv.DictReader(stream) if row["purifier"]} == {"nothing"}
+    report = (runs / "report.md").read_text()
+    assert "The best of them is none @ resize:32 before small" in report
+    assert len([line for line in report.splitlines() if line.startswith("| none | nothing | resize:")]) == 2
+    cells = [path.parent.joinpath("report.md").read_text() for path in runs.glob("*/results.json")]
+    assert all("none (policy resize:" in text and "Trained on: nothing (purifier)." in text for text in cells)
+
+
+def test_measure__a_control_on_file_stays_where_it_is_and_is_named_anew(study, content, tmp_path, evaluated):
+    content["grids"]["blind"] |= {"purifier": ["blur", "median"], "policy": "resize:16"}
+    runs = tmp_path / "runs" / "study"
+    second = study().cells[1]
+    materials = run.Materials(study(), CPU)
+    named = run.Subject(dataset="digits", classifier="small", purifier="median", policy="resize:16")
+    run.evaluate(*materials.bench(second), second.plan, runs / second.folder, subject=named, sanity=0)
+    run.measure(study(), runs, CPU)
+    assert evaluated == ["median"]
+    rows = json.loads((runs / "results.json").read_text())["rows"]
+    assert {row["purifier"] for row in rows} == {None, "none"}
+
+
 def test_measure__attacks_a_bare_classifier_once_for_all_purifiers(study, tmp_path, monkeypatch):
     made = []
     real = run.evaluate.__globals__["_Engine"]._attack
