@@ -159,6 +159,8 @@ def read_study(path: Path, only: Iterable[str] = ()) -> Study:
     Raises:
         ValueError: If it is no YAML, or a name, an option or a value is unknown or missing; the message says where.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the YAML file of a study.")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -7,11 +7,12 @@ are written anew, from all cells of the study that are on file.
 """
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from experiments.transfer.tables import write_reports
 from maep_lightning.data.registry import LabelledImages
 from maep_lightning.data.source import ImageSource
 from maep_lightning.evaluation import Subject, evaluate
+from maep_lightning.evaluation.ledger import LedgerError
 from maep_lightning.evaluation.normalization import FURTHER, check_normalization
 from maep_lightning.evaluation.outlook import estimate, is_about, recall
 from maep_lightning.evaluation.plan import Manifest
@@ -37,6 +39,10 @@ from maep_lightning.models.registry import load_purifier
 
 CHECKED = 64
 """Images of a data set that a classifier is looked at with before it is attacked; more where they leave it open."""
+
+
+OPTIONS = {"run_dir": "a folder below `--runs`", "classifier_name": "the classifier's `name`"}
+"""What options of `lightning test`, which messages name, are called here; those of data sets keep their names."""
 
 
 class Bench(NamedTuple):
@@ -133,8 +139,24 @@ def about(cell: Cell) -> Iterator[None]:
     """Name the cell in what is wrong with it."""
     try:
         yield
-    except ValueError as error:
-        raise ValueError(f"{cell.title}: {error}") from None
+    except (OSError, LedgerError, ValueError) as error:
+        kind = next(kind for kind in (OSError, LedgerError, ValueError) if isinstance(error, kind))
+        raise kind(f"{cell.title}: {in_study(reason(error))}") from None
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in a line without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror + (f": {error.filename}" if error.filename else "")
+    return str(error)
+
+
+def in_study(text: str) -> str:
+    """A message with what options that it names are called in a study, where they are called otherwise."""
+    said = [f"{name} is {ours}" for name, ours in OPTIONS.items() if re.search(rf"(?<![\w./]){name}\b", text)]
+    asked = re.findall(rf"--data\.(?:init_args\.)?(?:{'|'.join(item.name for item in fields(ImageSource))})\b", text)
+    said += [f"{option} is the data set's `{option.rpartition('.')[2]}`" for option in dict.fromkeys(asked)]
+    return f"{text} In a study, {' and '.join(said)}." if said else text
 
 
 def present(study: Study, materials: Materials) -> list[Cell]:
@@ -152,7 +174,7 @@ def present(study: Study, materials: Materials) -> list[Cell]:
             except FileNotFoundError as error:
                 if not cell.optional:
                     raise ValueError(str(error)) from None
-                missing.setdefault(f"{cell.dataset}: {error}", []).append(cell)
+                missing.setdefault(f"{cell.dataset}: {in_study(str(error))}", []).append(cell)
     for reason, cells in missing.items():
         say(f"{len(cells)} cells skipped, {reason} The same command fills them once the files are there.")
     return ready
@@ -205,7 +227,7 @@ def warn(cells: Iterable[Cell], materials: Materials) -> None:
         more = partial(_first, bench, FURTHER)
         found = check_normalization(bench.classifier, *_first(bench, CHECKED), more=more)
         for warning in found.warnings:
-            say(f"warning: {classifier} on {dataset}: {warning}")
+            say(f"warning: {classifier} on {dataset}: {in_study(warning)}")
 
 
 def _first(bench: Bench, n: int) -> tuple[Tensor, Tensor]:
@@ -276,11 +298,12 @@ def measure(study: Study, runs: Path, device: torch.device, part: Study | None =
         left = f"about {clock((total - done) * spent / done)} left" if done else "no estimate yet"
         say(f"{number} of {len(costs)}: {cell.title}; {clock(time.monotonic() - started)} gone, {left}")
         begun, folder = time.monotonic(), runs / cell.folder
-        materials.sources(cell).write(folder)
-        evaluate(
-            *materials.bench(cell), cell.plan, folder, subject=materials.subject(cell), cache_dir=attacks,
-            device=device, sanity=0,
-        )  # fmt: skip
+        with about(cell):
+            materials.sources(cell).write(folder)
+            evaluate(
+                *materials.bench(cell), cell.plan, folder, subject=materials.subject(cell), cache_dir=attacks,
+                device=device, sanity=0,
+            )  # fmt: skip
         done, spent = done + cost, spent + time.monotonic() - begun
         report(study, runs, materials.named)
     if not costs:
@@ -323,6 +346,12 @@ def usable_device(name: str) -> torch.device:
         ) from None
 
 
+def default_device() -> str:
+    """An accelerator of whatever kind, if one can be used; else the CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "cpu" if found is None else found.type
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
@@ -333,10 +362,10 @@ def main() -> None:
     words = parser.parse_args()
     runs = words.runs or Path("runs/transfer") / words.study.stem
     try:
-        device = usable_device(words.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = usable_device(words.device or default_device())
         measure(read_study(words.study), runs, device, read_study(words.study, words.grid), words.preview)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f"[transfer] {error}") from None
+    except (OSError, LedgerError, ValueError) as error:
+        raise SystemExit(f"[transfer] {reason(error)}") from None
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from experiments.transfer.measured import Measured
 from experiments.transfer.tables import best_rows, headline, honesty, table
 from maep_lightning.cli import main
 from maep_lightning.data import ImageSource
+from maep_lightning.evaluation.ledger import LedgerError
 from maep_lightning.evaluation.normalization import NormalizationCheck
 from maep_lightning.evaluation.plan import Manifest
 from maep_lightning.evaluation.threats import Threat
@@ -450,6 +451,79 @@ def test_optional_grids__are_skipped_until_their_files_are_there(study, content,
 def test_study__a_device_that_cannot_be_used_is_said_before_anything_is_loaded(name):
     with pytest.raises(ValueError, match=f"--device {name} cannot be used here"):
         run.usable_device(name)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("mps", "mps"), (None, "cpu")])
+def test_study__takes_an_accelerator_of_any_kind_if_there_is_one(monkeypatch, kind, expected):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: kind is not None)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *args: torch.device(kind))
+    assert run.default_device() == expected
+
+
+@pytest.fixture
+def command(study, tmp_path, monkeypatch):
+    """Runs the study as one does in a shell; what it ends with."""
+
+    def end(*words):
+        study()
+        line = ["run", *(words or [str(tmp_path / "study.yaml")]), "--runs", str(tmp_path / "runs" / "study")]
+        monkeypatch.setattr("sys.argv", [*line, "--device", "cpu"])
+        with pytest.raises(SystemExit) as found:
+            run.main()
+        assert "\n" not in found.value.code
+        return found.value.code
+
+    return end
+
+
+def test_command__a_folder_or_a_missing_file_in_place_of_a_study_is_said_in_a_line(command, tmp_path):
+    assert command(str(tmp_path)) == f"[transfer] {tmp_path} is a folder: give the YAML file of a study."
+    assert command(str(tmp_path / "no.yaml")) == f"[transfer] No such file or directory: {tmp_path / 'no.yaml'}"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (LedgerError("noise.safetensors is damaged: delete it and run again."), "noise.safetensors is damaged: delete"),
+        (OSError(28, "could not write audit.csv (No space left on device)"), "could not write audit.csv (No space"),
+        (ValueError("no gradient flows"), "no gradient flows"),
+    ],
+)
+def test_command__what_stops_a_cell_is_said_in_a_line_that_names_it(command, monkeypatch, error, said):
+    def fail(*args, **kw):
+        raise error
+
+    monkeypatch.setattr(run, "evaluate", fail)
+    assert command().startswith(f"[transfer] blur @ native before small on digits (4 images), Linf 8/255: {said}")
+
+
+@pytest.mark.faults
+def test_command__a_damaged_file_of_a_ledger_is_named(command, study, content, tmp_path):
+    runs = tmp_path / "runs" / "study"
+    content["grids"]["blind"]["purifier"] = "blur"
+    run.measure(study(), runs, CPU)
+    (cell,) = study().cells
+    (runs / cell.folder / "results.json").unlink()
+    for path in (runs / cell.folder / "ledger").rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    assert command().startswith("[transfer] blur @ native before small on digits")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Give another run_dir.", "Give another run_dir. In a study, run_dir is a folder below `--runs`."),
+        (
+            "Add norm=0.5 to classifier_name, see --data.label_space or --data.init_args.folder.",
+            "Add norm=0.5 to classifier_name, see --data.label_space or --data.init_args.folder. In a study,"
+            " classifier_name is the classifier's `name` and --data.label_space is the data set's `label_space`"
+            " and --data.init_args.folder is the data set's `folder`.",
+        ),
+        ("There is no file a/run_dir_1/x.safetensors.", "There is no file a/run_dir_1/x.safetensors."),
+    ],
+)
+def test_messages__say_what_options_are_called_in_a_study(text, said):
+    assert run.in_study(text) == said
 
 
 def test_reports__no_blind_figure_is_a_headline(study, content, tmp_path):
