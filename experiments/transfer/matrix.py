@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 import yaml
 
+from maep_lightning.data.source import ImageSource
 from maep_lightning.evaluation import Plan
 
 BUDGETS = ("apgd_steps", "fab_steps", "square_queries", "targets")
@@ -174,10 +176,11 @@ def read_study(path: Path, only: Iterable[str] = ()) -> Study:
         raise ValueError(f"{path.name} lacks {', '.join(missing)}.")
     for name in TOP[1:]:
         _mapping(content[name], f"{path.name}: {name}")
+    seed = _whole(content.get("seed", 0), f"{path.name}: seed")
     purifiers = {name: _entry(Trained, value, f"purifier {name}") for name, value in content["purifiers"].items()}
     classifiers = {name: _entry(Frozen, value, f"classifier {name}") for name, value in content["classifiers"].items()}
     datasets = {
-        name: {"dataset": name} | _mapping(options or {}, f"data set {name}")
+        name: _typed(ImageSource, {"dataset": name} | _mapping(options or {}, f"data set {name}"), f"data set {name}")
         for name, options in content["datasets"].items()
     }
     names = {"purifier": purifiers, "classifier": classifiers, "dataset": datasets}
@@ -187,7 +190,7 @@ def read_study(path: Path, only: Iterable[str] = ()) -> Study:
     for title, grid in grids.items():
         if only and title not in only:
             continue
-        for cell in _expand(grid, f"grid {title!r}", names, content.get("seed", 0)):
+        for cell in _expand(grid, f"grid {title!r}", names, seed):
             same = cells.get(cell, cell)
             threats = tuple(dict.fromkeys((*same.threats, *cell.threats)))
             cells[cell] = replace(same, threats=threats, optional=same.optional and cell.optional)
@@ -199,19 +202,24 @@ def _expand(grid: Mapping[str, Any], where: str, names: Mapping[str, Any], seed:
     if missing := [name for name in ("dataset", "classifier", "purifier", "ball", "n", "threats") if name not in grid]:
         raise ValueError(f"{where} lacks {', '.join(missing)}.")
     axes = {axis: _several(grid.get(axis, "native")) for axis in AXES}
+    for axis, example in (("policy", "tile:32"), ("ball", "Linf 8/255")):
+        if wrong := [value for value in axes[axis] if not isinstance(value, str)]:
+            raise ValueError(f"{where}: {axis} must be text such as {example}, not {wrong[0]!r}.")
     for axis, known in names.items():
         _known(axes[axis], known, f"{where}: there is no {axis}")
     budget = _mapping(grid.get("budget", {}), f"{where}: budget")
     _known(budget, BUDGETS, f"{where}: there is no budget")
     numbers = {"n": grid["n"], "chunk_size": grid.get("chunk_size", 100)}
     for name, value in (numbers | budget).items():
-        if type(value) is not int:
-            raise ValueError(f"{where}: {name} must be a whole number, not {value!r}.")
+        _whole(value, f"{where}: {name}")
+    optional = grid.get("optional", False)
+    if not isinstance(optional, bool):
+        raise ValueError(f"{where}: optional must be true or false, not {optional!r}.")
     shared = numbers | {
         "seed": seed,
         "budget": tuple(sorted(budget.items())),
         "threats": ("none", *(threat for threat in _several(grid["threats"]) if threat != "none")),
-        "optional": bool(grid.get("optional", False)),
+        "optional": optional,
     }
     if wrong := [threat for threat in shared["threats"] if not isinstance(threat, str)]:
         raise ValueError(f"{where}: the threat {wrong[0]!r} is no text such as blind or, without a space, blind:fgsm.")
@@ -224,7 +232,7 @@ def _expand(grid: Mapping[str, Any], where: str, names: Mapping[str, Any], seed:
     for dataset, ball, purifier, policy, classifier in product(
         axes["dataset"], axes["ball"], axes["purifier"], axes["policy"], axes["classifier"]
     ):
-        norm, _, eps = str(ball).partition(" ")
+        norm, _, eps = ball.partition(" ")
         cells.append(Cell(dataset, classifier, purifier, policy, norm, eps.strip(), **shared))
     try:
         for cell in cells:
@@ -238,16 +246,42 @@ def _entry(kind: Any, value: Any, where: str) -> Any:
     """A purifier or a classifier, from its text alone or from its fields."""
     text = fields(kind)[0].name
     options = _mapping({text: value} if isinstance(value, str) else value, where)
-    _known(options, [item.name for item in fields(kind)], f"{where}: there is no option")
-    if not isinstance(options.get(text), str):
+    if options.get(text) is None:
+        _known(options, [item.name for item in fields(kind)], f"{where}: there is no option")
         raise ValueError(f"{where} lacks {text}.")
-    return kind(**options)
+    return kind(**_typed(kind, options, where))
+
+
+WORDS: dict[Any, str] = {str: "text", int: "a whole number", float: "a number"}
+"""What types are called that a value may have."""
+
+
+def _typed(kind: Any, options: dict[str, Any], where: str) -> dict[str, Any]:
+    """Refuse options that a dataclass does not have, and values that are not of its types."""
+    _known(options, [item.name for item in fields(kind)], f"{where}: there is no option")
+    for item in fields(kind):
+        types = get_args(item.type) or (item.type,)
+        if item.name not in options or any(part not in WORDS for part in types if part is not NoneType):
+            continue  # choices among texts are checked where they are read
+        value = options[item.name]
+        if type(value) not in types and not (float in types and type(value) is int):
+            raise ValueError(f"{where}: {item.name} must be {WORDS[types[0]]}, not {value!r}.")
+    return options
+
+
+def _whole(value: Any, what: str) -> int:
+    """Refuse what is no whole number."""
+    if type(value) is not int:
+        raise ValueError(f"{what} must be a whole number, not {value!r}.")
+    return value
 
 
 def _mapping(value: Any, what: str) -> dict[str, Any]:
-    """Refuse what is no mapping."""
+    """Refuse what is no mapping from texts."""
     if not isinstance(value, dict):
         raise ValueError(f"{what} must be names with values, such as `name: value`, not {reprlib.repr(value)}.")
+    if wrong := [name for name in value if not isinstance(name, str)]:
+        raise ValueError(f"{what}: the name {wrong[0]!r} must be text; put it into quotes.")
     return value
 
 

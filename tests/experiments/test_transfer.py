@@ -177,9 +177,33 @@ def test_unknown_purifier_and_classifier_texts__name_the_cell(study, content, tm
         ("grids", {"blind": ["digits"]}, "grid 'blind' must be names with values"),
         ("grid", {"budget": [2]}, "grid 'blind': budget must be names with values"),
         ("grid", {"threats": [{"blind": "fgsm"}]}, "grid 'blind': the threat .* is no text such as blind"),
+        ("grid", {"policy": 32}, "grid 'blind': policy must be text such as tile:32, not 32"),
+        ("grid", {"ball": ["Linf 8/255", 0.5]}, "grid 'blind': ball must be text such as Linf 8/255, not 0.5"),
+        ("grid", {"optional": "no"}, "grid 'blind': optional must be true or false, not 'no'"),
+        ("seed", "abc", "study.yaml: seed must be a whole number, not 'abc'"),
+        ("purifiers", {"median": {"spec": 3}}, "purifier median: spec must be text, not 3"),
+        (
+            "purifiers",
+            {"blur": {"spec": "median:3", "trained_on": 10}},
+            "purifier blur: trained_on must be text, not 10",
+        ),
+        ("purifiers", {75: "jpeg:75"}, "study.yaml: purifiers: the name 75 must be text; put it into quotes"),
+        ("classifiers", {"small": {"source": "x", "name": 3}}, "classifier small: name must be text, not 3"),
+        (
+            "classifiers",
+            {"small": {"source": "x", "num_classes": "10"}},
+            "classifier small: num_classes must be a whole number, not '10'",
+        ),
+        (
+            "datasets",
+            {"digits": {"image_size": "big"}},
+            "data set digits: image_size must be a whole number, not 'big'",
+        ),
+        ("datasets", {"digits": {"crop_pct": "1"}}, "data set digits: crop_pct must be a number, not '1'"),
+        ("datasets", {"digits": {"crop": 1}}, "data set digits: there is no option 'crop'.*Did you mean crop_pct"),
     ],
 )
-def test_read_study__says_in_a_line_what_is_no_mapping(study, content, part, value, message):
+def test_read_study__says_in_a_line_what_is_not_as_it_should_be(study, content, part, value, message):
     if part == "grid":
         part, value = "grids", {"blind": content["grids"]["blind"] | value}
     content[part] = value
