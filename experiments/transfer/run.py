@@ -173,10 +173,10 @@ def present(study: Study, materials: Materials) -> list[Cell]:
                 ready.append(cell)
             except FileNotFoundError as error:
                 if not cell.optional:
-                    raise ValueError(str(error)) from None
-                missing.setdefault(f"{cell.dataset}: {in_study(str(error))}", []).append(cell)
-    for reason, cells in missing.items():
-        say(f"{len(cells)} cells skipped, {reason} The same command fills them once the files are there.")
+                    raise ValueError(reason(error)) from None
+                missing.setdefault(f"{cell.dataset}: {in_study(reason(error))}", []).append(cell)
+    for why, cells in missing.items():
+        say(f"{len(cells)} cells skipped, {why} The same command fills them once the files are there.")
     return ready
 
 
