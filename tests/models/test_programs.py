@@ -199,6 +199,54 @@ def test_python__edited_code_has_another_fingerprint(tmp_path, monkeypatch, wher
     assert prints[0] == prints[1] != prints[2]
 
 
+HIDDEN = """
+import torch
+from torch import nn
+
+class Ordered(nn.Module):
+    def __init__(self, order=0):
+        super().__init__()
+        self.order = order
+
+    def forward(self, images):
+        return images.mean(dim=(2, 3)).roll(self.order, 1)
+
+class Callable:
+    def __init__(self, order=0):
+        self.order = order
+
+    def __call__(self, images):
+        return images.mean(dim=(2, 3)).roll(self.order, 1)
+
+def one():
+    return Ordered(1)
+
+def two():
+    return Ordered(2)
+
+here, there = Ordered(1), Ordered(2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("Ordered,order=0", "Ordered,order=2"),
+        ("Ordered", "Ordered,order=2"),
+        ("Callable,order=0", "Callable,order=2"),
+        ("one", "two"),
+        ("here", "there"),
+    ],
+)
+def test_python__what_an_object_keeps_to_itself_is_in_the_fingerprint(tmp_path, monkeypatch, first, second):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "hidden_state.py").write_text(HIDDEN)
+    names = [f"python:hidden_state:{where}" for where in (first, first, second)]
+    prints = [fingerprint.of_architecture(load_classifier(name)) for name in names]
+    assert prints[0] == prints[1] != prints[2]
+    assert len({fingerprint.of_weights(load_classifier(name)) for name in names}) == 1
+
+
 BEHIND = """
 import functools
 import helpers

@@ -206,6 +206,14 @@ class Blur(nn.Module):
     def forward(self, images):
         return torch.lerp(images, images.mean((2, 3), keepdim=True), self.share)
 
+class Hidden(nn.Module):
+    def __init__(self, strength=0.5):
+        super().__init__()
+        self.strength = strength
+
+    def forward(self, images):
+        return torch.lerp(images, images.mean((2, 3), keepdim=True), self.strength)
+
 class Large(nn.Module):
     def forward(self, images):
         assert images.shape[-1] == 224, "224 only"
@@ -271,8 +279,9 @@ def test_python__options_and_edited_code_have_another_fingerprint(tmp_path, monk
         (tmp_path / "edited_purifiers.py").write_text(code)
         prints.append(of_architecture(load_purifier("noise:0.1+python:edited_purifiers:dim")))
     assert prints[0] == prints[1] != prints[2]
-    dim = [of_architecture(load_purifier(f"python:edited_purifiers:dim,factor={factor}")) for factor in (0.5, 0.25)]
-    assert dim[0] != dim[1]
+    for option in ("dim,factor", "Hidden,strength"):
+        one, other = (load_purifier(f"python:edited_purifiers:{option}={value}") for value in (0.1, 0.95))
+        assert of_architecture(one) != of_architecture(other)
 
 
 @pytest.mark.parametrize(

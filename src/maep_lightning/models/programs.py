@@ -142,8 +142,9 @@ def import_network(
         wrap: Makes a network of a function.
 
     Returns:
-        The network. `source_sha256` is the digest of the files that define it, for fingerprints: neither a
-        function's code nor that of a `forward` is part of the printed structure.
+        The network. `source_sha256` is the digest of `where`, `options` and the files that define it, for
+        fingerprints: neither a function's code, nor that of a `forward`, nor what an object keeps to itself is part of
+        the printed structure.
 
     Raises:
         ValueError: If it cannot be imported, called, or is no such thing; if a network is given options.
@@ -157,7 +158,7 @@ def import_network(
         raise ValueError(
             f"python:{where} cannot be imported ({error}); install the package, or put its folder in PYTHONPATH."
         ) from error
-    names = {module_name, _module_of(found)}
+    names, given = {module_name, _module_of(found)}, sorted(options.items())
     if isinstance(found, type) or (callable(found) and not isinstance(found, nn.Module) and _binds(found, options)):
         try:
             found, options = found(**options), {}
@@ -170,7 +171,8 @@ def import_network(
     network = found if isinstance(found, nn.Module) else wrap(partial(found, **options))
     used = network.networks if isinstance(network, FunctionClassifier) else network
     names |= {_module_of(part) for part in (found, *used.modules())}
-    network.source_sha256 = _source_digest(names)  # type: ignore[assignment]  # no tensor: a plain attribute
+    digest = _source_digest(f"{where} {given}", names)
+    network.source_sha256 = digest  # type: ignore[assignment]  # no tensor: a plain attribute
     return network
 
 
@@ -218,9 +220,12 @@ def _module_of(thing: Any) -> str:
     return str(getattr(thing, "__module__", type(thing).__module__))
 
 
-def _source_digest(names: set[str]) -> str:
-    """Short SHA-256 of the files of modules by name; not of torch, whose version a fingerprint has, nor of Python."""
-    digest = hashlib.sha256()
+def _source_digest(text: str, names: set[str]) -> str:
+    """Short SHA-256 of a text and of the files of modules by name.
+
+    Files of torch, whose version a fingerprint has, and of Python are left out.
+    """
+    digest = hashlib.sha256(text.encode() + b"\n")
     for name in sorted(names):
         file = Path(getattr(sys.modules.get(name), "__file__", None) or "")
         if name.partition(".")[0] not in _NOT_OURS and file.is_file():
