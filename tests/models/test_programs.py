@@ -340,7 +340,9 @@ def test_python__a_network_stays_what_it_is(module):
     [
         ("python:my_classifiers", "names no attribute"),
         ("python:my_classifierz:make", "cannot be imported"),
-        ("python:my_classifiers:nothing", "cannot be imported"),
+        ("python:my_classifiers:nothing", r"my_classifiers \(.*my_classifiers\.py\) has no nothing\.$"),
+        ("python:my_classifiers:mak", r"has no mak\. Did you mean make\?"),
+        ("python:my_classifiers.inner:make", "cannot be imported .*; install the package"),
         ("python:my_classifiers:number", "is a int, neither a network nor a function"),
         ("python:my_classifiers:fails", "is a int, neither a network nor a function"),
         ("python:my_classifiers:Network,width=3", "cannot be called with {'width': 3}"),
@@ -350,3 +352,43 @@ def test_python__a_network_stays_what_it_is(module):
 def test_python__explains_mistakes(module, where, message):
     with pytest.raises(ValueError, match=message):
         load_classifier(where)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def make(:", r"user_code fails when it is imported: SyntaxError: .*\(user_code\.py, line 1\)$"),
+        ("raise RuntimeError('no\\n licence')", "user_code fails when it is imported: RuntimeError: no licence$"),
+        ("[].nothing", "user_code fails when it is imported: AttributeError: 'list' object has no attribute"),
+        ("import not_there", "user_code fails when it is imported: ModuleNotFoundError: No module named 'not_there'"),
+        ("def make(): raise RuntimeError('a\\nb')", "fails when it is called with nothing: RuntimeError: a b$"),
+        ("def make(): return [].nothing", "fails when it is called with nothing: AttributeError: 'list' object"),
+        ("def make(): return len(3)", "fails when it is called with nothing: TypeError: object of type 'int'"),
+        (
+            "class make:\n    def __init__(self): 1 + '1'",
+            "fails when it is called with nothing: TypeError: uns",
+        ),
+        ("class make:\n    def __init__(self, depth): pass", "cannot be called with nothing: .* argument: 'depth'$"),
+    ],
+)
+def test_python__says_what_the_user_s_own_code_raises(tmp_path, monkeypatch, code, message):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "user_code.py").write_text(code + "\n")
+    sys.modules.pop("user_code", None)
+    with pytest.raises(ValueError, match=f"^python:user_code:make.*{message}") as raised:
+        load_classifier("python:user_code:make")
+    assert raised.value.__cause__ is not None
+    if "user_code fails" in message or "fails when it is called" in message:
+        assert "install" not in str(raised.value)
+        assert "cannot be called" not in str(raised.value)
+
+
+@pytest.mark.parametrize("code", ["open('weights.pth')", "def make(): open('weights.pth')"])
+def test_python__a_file_that_its_code_misses_stays_a_missing_file(tmp_path, monkeypatch, code):
+    """Studies skip optional cells whose files are not there."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "user_code.py").write_text(code + "\n")
+    sys.modules.pop("user_code", None)
+    with pytest.raises(FileNotFoundError, match=r"^python:user_code:make.* fails when it is .*'weights\.pth'$"):
+        load_classifier("python:user_code:make")

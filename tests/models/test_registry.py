@@ -214,6 +214,10 @@ class Hidden(nn.Module):
     def forward(self, images):
         return torch.lerp(images, images.mean((2, 3), keepdim=True), self.strength)
 
+class Failing(nn.Module):
+    def __init__(self):
+        self.strength = None.strength
+
 class Large(nn.Module):
     def forward(self, images):
         assert images.shape[-1] == 224, "224 only"
@@ -287,6 +291,7 @@ def test_python__options_and_edited_code_have_another_fingerprint(tmp_path, monk
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
+        ("own_purifiers:Failing", "fails when it is called with nothing: AttributeError: 'NoneType' object"),
         ("own_purifiers", "names no attribute of a module"),
         ("own_purifierz:Blur", "cannot be imported"),
         ("own_purifiers:number", "is a int, neither a network nor a function"),

@@ -1,5 +1,6 @@
 """Networks that bring their own code: TorchScript and exported programs, and callables by import path."""
 
+import difflib
 import hashlib
 import importlib
 import inspect
@@ -147,23 +148,17 @@ def import_network(
         the printed structure.
 
     Raises:
-        ValueError: If it cannot be imported, called, or is no such thing; if a network is given options.
+        FileNotFoundError: If its code looks for a file that is not there.
+        ValueError: If it cannot be imported, called, or is no such thing; if its code raises anything else; if a
+            network is given options.
     """
     module_name, _, attribute = where.partition(":")
     if not module_name or not attribute:
         raise ValueError(f"python:{where} names no attribute of a module; write python:PACKAGE.MODULE:FACTORY.")
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"python:{where} cannot be imported ({error}); install the package, or put its folder in PYTHONPATH."
-        ) from error
+    found = _attribute(where, module_name, attribute)
     names, given = {module_name, _module_of(found)}, sorted(options.items())
     if isinstance(found, type) or (callable(found) and not isinstance(found, nn.Module) and _binds(found, options)):
-        try:
-            found, options = found(**options), {}
-        except TypeError as error:
-            raise ValueError(f"python:{where} cannot be called with {options or 'nothing'}: {error}") from error
+        found, options = _called(where, found, options), {}
     if not callable(found):
         raise ValueError(f"python:{where} is a {type(found).__name__}, neither a network nor a function.")
     if isinstance(found, nn.Module) and options:
@@ -174,6 +169,45 @@ def import_network(
     digest = _source_digest(f"{where} {given}", names)
     network.source_sha256 = digest  # type: ignore[assignment]  # no tensor: a plain attribute
     return network
+
+
+def _attribute(where: str, module_name: str, attribute: str) -> Any:
+    """What a module has under a name."""
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a user's file may raise anything
+        missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module_name}.".startswith(f"{missing}."):
+            raise ValueError(
+                f"python:{where} cannot be imported ({error}); install the package, or put its folder in PYTHONPATH."
+            ) from error
+        raise _failure(f"python:{where}: {module_name} fails when it is imported", error) from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        close = difflib.get_close_matches(attribute, dir(module), n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        place = f" ({file})" if (file := _file_of(module)) else ""
+        raise ValueError(f"python:{where}: {module_name}{place} has no {attribute}.{hint}") from None
+    except Exception as error:  # of a module that imports it only now
+        raise _failure(f"python:{where}: {attribute} fails when it is imported", error) from error
+
+
+def _called(where: str, make: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """What a function or class makes of options."""
+    try:
+        return make(**options)
+    except Exception as error:  # a user's code may raise anything
+        if isinstance(error, TypeError) and error.__traceback__ is not None and error.__traceback__.tb_next is None:
+            # Raised by the call itself, and not by a line of what is called.
+            raise ValueError(f"python:{where} cannot be called with {options or 'nothing'}: {error}") from error
+        raise _failure(f"python:{where} fails when it is called with {options or 'nothing'}", error) from error
+
+
+def _failure(what: str, error: Exception) -> Exception:
+    """What became of a user's code, in one line; a missing file stays one, which studies may wait for."""
+    text = f"{what}: {type(error).__name__}: {' '.join(str(error).split())}"
+    return FileNotFoundError(text) if isinstance(error, FileNotFoundError) else ValueError(text)
 
 
 def _networks_behind(thing: Any, seen: set[int]) -> list[nn.Module]:
@@ -227,17 +261,21 @@ def _source_digest(text: str, names: set[str]) -> str:
     """
     digest = hashlib.sha256(text.encode() + b"\n")
     for name in sorted(names):
-        file = Path(getattr(sys.modules.get(name), "__file__", None) or "")
+        file = Path(_file_of(sys.modules.get(name)))
         if name.partition(".")[0] not in _NOT_OURS and file.is_file():
             digest.update(name.encode() + b"\n" + file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _file_of(module: ModuleType | None) -> str:
+    return getattr(module, "__file__", None) or ""
 
 
 def _binds(function: Callable[..., Any], options: dict[str, Any]) -> bool:
     """Whether a function needs no further argument, such as images."""
     try:
         inspect.signature(function).bind(**options)
-    except TypeError:
+    except (TypeError, ValueError):  # ValueError: of a function in C that does not tell its parameters
         return False
     return True
 
