@@ -38,14 +38,17 @@ def of_weights(module: nn.Module | None) -> str | None:
 def of_architecture(module: nn.Module | None) -> str | None:
     """Fingerprint of the printed structure, which shows options that are no weights; None for no module.
 
-    Of networks by import path also that of their code, see `maep_lightning.models.programs.import_network`.
+    What it does not show, such networks say themselves: those by import path `source_sha256` (see
+    `maep_lightning.models.programs.import_network`), those of libraries `specification` (see
+    `maep_lightning.models.preprocessing.NormalizedClassifier`).
     """
     if module is None:
         return None
     text = f"{type(module).__module__}.{type(module).__qualname__}\n{module!r}"
     for name, part in module.named_modules():
-        if isinstance(source := getattr(part, "source_sha256", None), str):
-            text += f"\n{name} source_sha256={source}"
+        for word in ("source_sha256", "specification"):
+            if isinstance(said := getattr(part, word, None), str) and said:
+                text += f"\n{name} {word}={said}"
     return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", text).encode()).hexdigest()
 
 

@@ -40,7 +40,7 @@ def build(name: ClassifierName, num_classes: int) -> NormalizedClassifier:
         network = torchvision.models.get_model(name.network, num_classes=num_classes, **name.options)
     except TypeError as error:
         raise ValueError(f"torchvision:{name.network}: {error}") from error
-    return NormalizedClassifier(network, *NORMALIZATIONS["imagenet"])
+    return _specified(NormalizedClassifier(network, *NORMALIZATIONS["imagenet"]), name)
 
 
 def fetch(name: ClassifierName) -> tuple[NormalizedClassifier, int]:
@@ -79,7 +79,7 @@ def _timm(name: ClassifierName, pretrained: bool, **arguments: Any) -> Normalize
         raise ValueError(f"timm: {str(error).rstrip('.')}.{_similar_timm(name.network)}") from error
     stated: Any = network.pretrained_cfg
     size = stated["input_size"][-1] if pretrained else None
-    return NormalizedClassifier(network, stated["mean"], stated["std"], size)
+    return _specified(NormalizedClassifier(network, stated["mean"], stated["std"], size), name)
 
 
 def _torchvision(name: ClassifierName) -> tuple[NormalizedClassifier, int]:
@@ -102,7 +102,13 @@ def _torchvision(name: ClassifierName) -> tuple[NormalizedClassifier, int]:
         hint = f" If the file {cached} is damaged, delete it, and it is fetched again." if cached.is_file() else ""
         raise ValueError(f"torchvision:{name.network}: {error}.{hint}") from error
     model = NormalizedClassifier(network, preset.mean, preset.std, preset.crop_size[0])
-    return model, len(weights.meta["categories"])
+    return _specified(model, name, weights.name), len(weights.meta["categories"])
+
+
+def _specified(model: NormalizedClassifier, name: ClassifierName, weights: str = "") -> NormalizedClassifier:
+    """Note what the network was made of; torchvision takes the name of the weights for an option too."""
+    model.specification = f"{name.library}:{name.network}@{weights} {sorted(name.options.items())}"
+    return model
 
 
 def _check_torchvision(name: ClassifierName) -> None:

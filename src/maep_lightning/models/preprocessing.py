@@ -71,7 +71,13 @@ class NormalizedClassifier(nn.Module):
         mean: Per-channel mean it was trained with.
         std: Per-channel standard deviation it was trained with.
         trained_size: Side in pixels of the images it was trained on, where that is known.
+
+    Attributes:
+        specification: How a library was asked for the network; the printed structure, which fingerprints are made of,
+            does not show every option. Empty for other networks.
     """
+
+    specification: str = ""
 
     def __init__(
         self, network: nn.Module, mean: Sequence[float], std: Sequence[float], trained_size: int | None = None
