@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 PACKAGES = ("maep-lightning", "torch", "pyautoattack", "numpy")
+"""Those of every result; what only some networks are made by, these name themselves, see `of_libraries`."""
 
 
 def of_json(value: Any) -> str:
@@ -53,9 +54,24 @@ def of_architecture(module: nn.Module | None) -> str | None:
 
 
 def of_packages() -> dict[str, str]:
-    """Versions of the packages that a result depends on."""
+    """Versions of the packages that every result depends on."""
+    return _versions(PACKAGES)
+
+
+def of_libraries(module: nn.Module | None) -> dict[str, str]:
+    """Versions of the packages besides that hold a network's code; empty for no module.
+
+    Args:
+        module: A network, whose parts name such packages in a tuple `packages`.
+    """
+    named = [getattr(part, "packages", ()) for part in (module.modules() if module is not None else ())]
+    names = {name for each in named if isinstance(each, tuple) for name in each if isinstance(name, str)}
+    return _versions(sorted(names))
+
+
+def _versions(names: Iterable[str]) -> dict[str, str]:
     found = {}
-    for name in PACKAGES:
+    for name in names:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

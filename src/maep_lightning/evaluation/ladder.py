@@ -61,7 +61,8 @@ def ladder(
 
     def of(*networks: str) -> dict[str, Any]:
         """What a result depends on that concerns these networks."""
-        return by(*common, *(f"{name}_{part}" for name in networks for part in ("weights", "architecture")))
+        named = [f"{name}_{part}" for name in networks for part in ("weights", "architecture", "libraries")]
+        return by(*common, *(name for name in named if name in values))  # few have libraries
 
     bare = of("classifier") | by("classifier_draws")
     bare_attack = bare | by(*attack)

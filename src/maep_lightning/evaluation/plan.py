@@ -165,6 +165,9 @@ class Manifest:
         if surrogate is not None:
             values["surrogate_weights"] = fingerprint.of_weights(surrogate)
             values["surrogate_architecture"] = fingerprint.of_architecture(surrogate)
+        for name, network in (("classifier", classifier), ("purifier", purifier), ("surrogate", surrogate)):
+            if libraries := fingerprint.of_libraries(network):
+                values[f"{name}_libraries"] = libraries
         values |= {f"version_{name}": number for name, number in fingerprint.of_packages().items()}
         return cls(values)
 

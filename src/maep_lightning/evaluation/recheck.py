@@ -222,8 +222,13 @@ def _identify(
     for name, value in is_.items():
         if manifest.values.get(name) != value:
             _fault(found, f"{name}: not what was evaluated.")
-    for name, value in fingerprint.of_packages().items():
-        if (was := manifest.values.get(f"version_{name}")) != value:
+    before = {name.removeprefix("version_"): value for name, value in manifest.values.items()}
+    now = fingerprint.of_packages()
+    for name, network in (("classifier", classifier), ("purifier", purifier), ("surrogate", surrogate)):
+        before |= manifest.values.get(f"{name}_libraries", {})
+        now |= fingerprint.of_libraries(network)
+    for name, value in now.items():
+        if (was := before.get(name)) != value:
             found.notes.append(f"{name} was {was}, is {value}")
 
 

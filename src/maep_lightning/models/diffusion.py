@@ -28,9 +28,14 @@ class DiffusionPurifier(ImagePurifier):
         gradient: `full` differentiates through every step and recomputes each on the way back, so that the memory is
             that of one; `bpda` passes the identity's gradient.
 
+    Attributes:
+        packages: What holds the network's code, for fingerprints of evaluations.
+
     Raises:
         ValueError: If a value is out of range.
     """
+
+    packages = ("diffusers",)
 
     def __init__(
         self, unet: nn.Module, scheduler: Any, t: float = 0.1, steps: int | None = None, gradient: Gradient = "full"

@@ -108,6 +108,7 @@ def _torchvision(name: ClassifierName) -> tuple[NormalizedClassifier, int]:
 def _specified(model: NormalizedClassifier, name: ClassifierName, weights: str = "") -> NormalizedClassifier:
     """Note what the network was made of; torchvision takes the name of the weights for an option too."""
     model.specification = f"{name.library}:{name.network}@{weights} {sorted(name.options.items())}"
+    model.packages = (name.library,)
     return model
 
 

@@ -75,9 +75,11 @@ class NormalizedClassifier(nn.Module):
     Attributes:
         specification: How a library was asked for the network; the printed structure, which fingerprints are made of,
             does not show every option. Empty for other networks.
+        packages: What holds the network's code, for fingerprints of evaluations.
     """
 
     specification: str = ""
+    packages: tuple[str, ...] = ()
 
     def __init__(
         self, network: nn.Module, mean: Sequence[float], std: Sequence[float], trained_size: int | None = None
