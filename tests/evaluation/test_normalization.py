@@ -44,7 +44,8 @@ def test_check__names_the_normalisation_that_was_trained_with(true, dtype):
             assert (found.better, found.warnings, found.declared) == (None, (), 64)
         else:
             assert found.better == true
-            assert f"Add norm={true} to classifier_name" in found.warnings[0]
+            assert f"Add norm={true} to classifier_name (in a transfer study: name), or" in found.warnings[0]
+            assert found.warnings[0].endswith("that begins with timm:, torchvision: or python:.")
 
 
 def test_check__foreign_code_is_taken_to_want_unit_range():

@@ -245,6 +245,19 @@ def test_load_classifier__says_where_a_public_file_must_lie(weights, source):
     assert "Did you mean" not in text
 
 
+@pytest.mark.parametrize("source", ["cifar10_akamaster_resnet20", "cifar10_akamaster_resnet32", "mine", "{}/mine.pth"])
+@pytest.mark.parametrize("options", ["norm=half", "norm=half,size=16"])
+def test_load_classifier__says_where_options_of_a_file_go(weights, source, options):
+    source = source.format(weights)
+    for name in ("cifar10_akamaster_resnet32", "mine"):
+        torch.save(create_classifier("resnet32", 10).state_dict(), weights / f"{name}.pth")
+    with pytest.raises(ValueError, match=r"go into classifier_name \(in a transfer study: name\)") as raised:
+        load_classifier(f"{source},{options}", num_classes=10)
+    assert str(raised.value).endswith(f"Give {source} as the classifier, and {options} there.")
+    if source == "mine":
+        assert load_classifier(source, f"resnet32,{options}", 10) is not None
+
+
 def test_load_classifier__never_suggests_what_was_given(weights):
     (weights / "mine.ckpt").touch()
     with pytest.raises(FileNotFoundError, match=r"no weights file mine, .* Did you mean mine\.ckpt\?"):

@@ -91,7 +91,8 @@ def check_normalization(
         text = (
             f"The classifier is right on {declared} of {n} clean images as it is, and on {correct[best]}"
             f" behind the normalisation {best!r}: it was probably trained with that. Add norm={best} to"
-            " classifier_name, or to classifier where that is a name and no file."
+            " classifier_name (in a transfer study: name), or to classifier where that begins with timm:, torchvision:"
+            " or python:."
         )
         return replace(found, better=best, warnings=(*size, text))
     if _tail(max(declared, correct[best]), n, 1 / counts.classes) > SIGNIFICANT:

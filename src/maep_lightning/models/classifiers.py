@@ -114,7 +114,7 @@ def load_classifier(source: str | Path, name: str | None = None, num_classes: in
     Raises:
         FileNotFoundError: If there is no such file, or the library cannot fetch its weights.
         ValueError: If the file is corrupt, not a classifier, or does not fit the network or K; if `name` is another
-            network than the source says, or has options that cannot be used.
+            network than the source says, or has options that cannot be used; if a file's name is given options.
     """
     path = find_weights(source)
     asked = ClassifierName.parse(name or "")
@@ -156,6 +156,12 @@ def _fetch(source: str, asked: ClassifierName, num_classes: int | None) -> nn.Mo
         return _prepare(model, parts)
     if parts.library == "python":
         return _prepare(import_network(parts.network, parts.options), parts)
+    head, comma, options = (part.strip() for part in source.partition(","))
+    if comma and (find_weights(head) is not None or Path(head).stem in PUBLISHED):
+        raise ValueError(
+            f"{source} is no file: options of a file go into classifier_name (in a transfer study: name). Give {head}"
+            f" as the classifier, and {options or 'its options'} there."
+        )
     folder = _weights_folder()
     if (known := PUBLISHED.get(Path(source).stem)) is not None:
         raise FileNotFoundError(
