@@ -15,6 +15,12 @@ def test_parse__takes_every_part():
     assert ClassifierName.parse("timm:hf_hub:owner/model").network == "hf_hub:owner/model"
 
 
+def test_parse__commas_in_brackets_belong_to_a_value():
+    name = ClassifierName.parse("timm:swin_tiny, num_heads=(6,6, 12,24), act={'a': [1, 2]},norm=half")
+    assert name.options == {"num_heads": (6, 6, 12, 24), "act": {"a": [1, 2]}}
+    assert name.norm == NORMALIZATIONS["half"]
+
+
 def test_parse__options_alone_name_no_network():
     name = ClassifierName.parse("norm=imagenet")
     assert (name.library, name.network, name.norm) == ("", "", NORMALIZATIONS["imagenet"])
@@ -24,6 +30,7 @@ def test_parse__options_alone_name_no_network():
     ("text", "message"),
     [
         ("resnet20,half", "'half' is no option; write NETWORK,OPTION=VALUE"),
+        ("resnet20,depth=(6,half", "'half' is no option; write NETWORK,OPTION=VALUE"),
         ("resnet20,size=big", "side of an image in pixels, not 'big'"),
         ("resnet20,norm=imagnet", "Did you mean imagenet"),
         ("resnet20,norm=0.5:0.5/0.2", "one or three means"),

@@ -207,9 +207,9 @@ class Blur(nn.Module):
         return torch.lerp(images, images.mean((2, 3), keepdim=True), self.share)
 
 class Hidden(nn.Module):
-    def __init__(self, strength=0.5):
+    def __init__(self, strength=0.5, weights=()):
         super().__init__()
-        self.strength = strength
+        self.strength = strength + sum(weights)
 
     def forward(self, images):
         return torch.lerp(images, images.mean((2, 3), keepdim=True), self.strength)
@@ -286,6 +286,12 @@ def test_python__options_and_edited_code_have_another_fingerprint(tmp_path, monk
     for option in ("dim,factor", "Hidden,strength"):
         one, other = (load_purifier(f"python:edited_purifiers:{option}={value}") for value in (0.1, 0.95))
         assert of_architecture(one) != of_architecture(other)
+
+
+def test_python__an_option_may_be_a_tuple(own):
+    images = torch.rand(1, 3, 32, 32)
+    given = load_purifier("python:own_purifiers:Hidden, weights=(0.25, 0.25), strength=0.25")
+    assert torch.equal(given(images), load_purifier("python:own_purifiers:Hidden,strength=0.75")(images))
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class ClassifierName:
         Raises:
             ValueError: If an option is not `NAME=VALUE`, or the normalisation or the size is none.
         """
-        words = [word.strip() for word in text.split(",")]
+        words = split_words(text)
         head = "" if "=" in words[0] else words.pop(0)
         options: dict[str, Any] = {}
         for word in words:
@@ -62,6 +62,18 @@ class ClassifierName:
         network, _, weights = (rest if colon else head).partition("@")
         statistics = None if norm is None else parse_normalization(norm)
         return cls(library if colon else "", network, weights, options, statistics, size)
+
+
+def split_words(text: str) -> list[str]:
+    """The words of a name between its commas; those in brackets, as in `num_heads=(6,6,12,24)`, belong to a value."""
+    words, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth <= 0:
+            words.append("")
+        else:
+            words[-1] += character
+    return [word.strip() for word in (text.split(",") if depth else words)]  # brackets without a partner are letters
 
 
 def literal(text: str) -> Any:

@@ -14,7 +14,7 @@ from maep_lightning.models.baselines import BitDepth, Gaussian, Identity, Jpeg, 
 from maep_lightning.models.diffusion import DiffusionPurifier
 from maep_lightning.models.disco import DISCO_SHAPES, Disco, DiscoConfig, DiscoPurifier
 from maep_lightning.models.mae import MAEConfig, MaskedAutoencoder
-from maep_lightning.models.naming import literal
+from maep_lightning.models.naming import literal, split_words
 from maep_lightning.models.programs import FunctionPurifier, import_network
 from maep_lightning.models.purifier import ZOO, PretrainedPurifier, Purifier
 from maep_lightning.models.shapes import SHAPES, configure
@@ -117,7 +117,7 @@ def _single(spec: str) -> nn.Module:
 
 def _imported(spec: str, rest: str) -> nn.Module:
     """A purifier by import path, tried on random images of the first of `TRIED` that it takes."""
-    where, *words = (word.strip() for word in rest.split(","))
+    where, *words = split_words(rest)
     options = {}
     for word in words:
         key, equals, text = word.partition("=")
