@@ -45,7 +45,7 @@ class PurifierEvaluation(LightningModule):
 
     Attributes:
         takes_any_size: Whether `predict` takes images whose sides are no multiples of the purifier's: every policy but
-            `native` does, from about half a tile up.
+            `native` does, from one pixel up.
     """
 
     def __init__(
