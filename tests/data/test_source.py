@@ -193,6 +193,13 @@ def test_unusable_options__are_refused(options, words):
         ImageSource(**options)
 
 
+def test_crop_pct__of_a_set_that_is_no_files_is_refused(fake_cifar10):
+    source = ImageSource(CIFAR10.name, str(fake_cifar10.root), crop_pct=0.3)
+    with pytest.raises(ValueError, match=r"cifar10 comes as images of 32x32 pixels, .*: leave crop_pct out"):
+        source.load("test")
+    assert ImageSource(CIFAR10.name, str(fake_cifar10.root), crop_pct=1.0).load("test") is not None
+
+
 def test_image_size__of_a_set_that_is_no_files_is_refused(fake_cifar10):
     source = ImageSource(CIFAR10.name, str(fake_cifar10.root), image_size=224)
     with pytest.raises(ValueError, match="cifar10 comes as images of 32x32 pixels, not 224"):

@@ -152,14 +152,20 @@ class ImageSource:
 
         Raises:
             FileNotFoundError: If files are missing.
-            ValueError: If files are damaged, or are images of a fixed size and another was asked for.
+            ValueError: If files are damaged, or are images of a fixed size and another, or a crop, was asked for.
         """
-        native = get_spec(self.dataset).image_size
+        usual = get_spec(self.dataset)
+        native = usual.image_size
         data = replace(self.spec, image_size=native).load(split, self.root_path, download)
         if isinstance(data, LabelledImages) and self.spec.image_size != native:
             raise ValueError(
                 f"{self.spec.name} comes as images of {native}x{native} pixels, not {self.spec.image_size}: leave "
                 f"image_size out. Only sets of image files are resized."
+            )
+        if isinstance(data, LabelledImages) and self.spec.crop_pct != usual.crop_pct:
+            raise ValueError(
+                f"{self.spec.name} comes as images of {native}x{native} pixels, which are taken whole: leave crop_pct "
+                f"out. Only sets of image files are cropped."
             )
         if self._mapped and self.spec.class_indices is not None:
             data = data._replace(labels=torch.tensor(self.spec.class_indices)[data.labels])
