@@ -14,6 +14,7 @@ from maep_lightning.evaluation.cache import AttackCache
 from maep_lightning.evaluation.plan import Manifest, Plan, PlanChangedError
 from maep_lightning.evaluation.preflight import checked_data, pixels
 from maep_lightning.evaluation.preview import Preview, price
+from maep_lightning.evaluation.results import PICTURES
 
 TIMED = 4
 """Images whose forward pass is timed for an estimate."""
@@ -85,6 +86,9 @@ def recall(
 ) -> dict[str, Any] | None:
     """The content of `results.json`, if the folder holds this very evaluation, finished and complete; else None.
 
+    An evaluation that was stopped before `report.html` is not finished, nor is one whose `results.json` is damaged:
+    `evaluate` makes both anew from the ledger.
+
     Args:
         classifier: As in `evaluate`.
         purifier: As in `evaluate`.
@@ -97,11 +101,13 @@ def recall(
     try:
         before = Manifest.read(Path(run_dir))
         content: dict[str, Any] = json.loads((Path(run_dir) / "results.json").read_text())
-    except (FileNotFoundError, PlanChangedError):
+        complete = bool(content["plan"]) and all(row["complete"] for row in content["rows"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    if not complete or not (Path(run_dir) / PICTURES[-1]).exists():
         return None
     now = _rebound(before, classifier, purifier, images, labels, plan, torch.device(device).type)
-    finished = content.get("plan") == now.hash and all(row["complete"] for row in content["rows"])
-    return content if finished else None
+    return content if content["plan"] == now.hash else None
 
 
 def is_about(

@@ -12,7 +12,7 @@ from maep_lightning.evaluation.figure import draw
 from maep_lightning.evaluation.ledger import Ledger, Status, write_atomically
 from maep_lightning.evaluation.page import write_page
 from maep_lightning.evaluation.preflight import class_mismatch
-from maep_lightning.evaluation.results import Results
+from maep_lightning.evaluation.results import PICTURES, Results
 from maep_lightning.evaluation.rungs import Rung
 from maep_lightning.evaluation.summary import Outcome
 
@@ -47,6 +47,8 @@ def write_report(
 ) -> None:
     """Write all that needs no picture: `report.md`, `robustbench.json`, `audit.csv` and, last, `results.json`.
 
+    Pictures of earlier results are removed before, so that `report.html` is there only if nothing is left to do.
+
     Args:
         results: What was found.
         rungs: The rungs.
@@ -64,6 +66,8 @@ def write_report(
     fields = json.dumps(robustbench_fields(results), indent=2) + "\n"
     write_atomically(run_dir / "robustbench.json", fields.encode())
     write_audit(rungs, ledger, images, labels, results.plan.chunk_size, run_dir / "audit.csv")
+    for name in PICTURES:
+        (run_dir / name).unlink(missing_ok=True)
     results.write(run_dir / "results.json")
 
 
@@ -80,8 +84,9 @@ def write_pictures(
         labels: `(N,)`.
         run_dir: The run folder.
     """
-    draw(results, rungs, ledger, images, labels, run_dir / "report.png")
-    write_page(results, rungs, ledger, images, labels, honesty(results), KNOWS, READINGS, run_dir / "report.html")
+    figure, page = (run_dir / name for name in PICTURES)
+    draw(results, rungs, ledger, images, labels, figure)
+    write_page(results, rungs, ledger, images, labels, honesty(results), KNOWS, READINGS, page)
 
 
 def read_reference(path: str | Path, results: Results) -> list[dict[str, Any]]:

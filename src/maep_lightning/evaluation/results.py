@@ -16,6 +16,9 @@ from maep_lightning.evaluation.summary import Outcome, outcome, worst
 
 SCHEMA = 1
 
+PICTURES = ("report.png", "report.html")
+"""Files with pictures, in the order in which they are written; with the last one an evaluation is finished."""
+
 
 @dataclass(frozen=True)
 class Subject:
