@@ -38,6 +38,7 @@ SCALE=                          smoke (default), cpu or gpu, of make transfer an
 CLASSIFIER=                     of the same targets, but transfer: the frozen classifier to defend, a file or a text of
                                 docs/own-classifier.md; CLASSIFIER_NAME= its network, where it does not say it
 SURROGATE=                      of make whitebox-cifar10: the classifier that its transfer attacks are made on; SURROGATE_NAME= its network
+GUIDES=                         of make collage-cifar10 with CLASSIFIER: layers of it that collages should look the same to, such as [network.layer4]
 GRID=                           of make transfer: only these grids of experiments/transfer/SCALE.yaml, as in GRID="attacks l2"
 TRANSFER_ARGS=                  of make transfer: more arguments, such as --preview for what it would cost
 ABLATE_ARGS=                    of make ablations and ablation-TABLE: more arguments, such as --seeds 1

@@ -2,7 +2,7 @@
 # it (`plain`), on one frozen classifier. README.md in this folder says what each scale costs and found.
 # `make denoise-cifar10` trains the purifier that stands behind noise, for other classifiers, data sets and sizes, and
 # `make denoise-mild-cifar10` one behind less noise, for smaller radii, and larger (but at gpu); `make collage-cifar10` teaches the latter,
-# as it is shipped, what a classifier of 224 pixels looks at (CLASSIFIER, or torchvision's SqueezeNet).
+# as it is shipped, what a classifier of 224 pixels looks at (torchvision's SqueezeNet, or CLASSIFIER with GUIDES, some layers).
 # `make whitebox-cifar10` trains the white-box aware purifier (`aware`), and climbs the whole threat ladder with it and with
 # `maep`; SURROGATE and SURROGATE_NAME name the classifier of the transfer rung.
 include experiments/study.mk
@@ -49,7 +49,8 @@ cpu.plain.lora := $(PAPER) --model.init_args.mask_ratio 0 --trainer.max_epochs 1
 cpu.aware := --config configs/scale/ema.yaml --trainer.max_epochs 7 --model.init_args.attack.eps 5/255 --model.init_args.attack.step_size 6/255
 cpu.denoise := --trainer.max_epochs 9 --trainer.check_val_every_n_epoch 3 --data.init_args.val_size 1000
 cpu.denoise-mild := $(MILD) --trainer.max_epochs 11 --trainer.check_val_every_n_epoch 3 --data.init_args.val_size 1000
-cpu.collage := --trainer.max_epochs 7 --trainer.check_val_every_n_epoch 3 --data.init_args.val_size 1000
+cpu.collage := --config configs/scale/ddp.yaml --trainer.devices 2 --trainer.max_epochs 48 --trainer.check_val_every_n_epoch 12 \
+  --data.init_args.val_size 1000
 cpu.ladder_images := 300
 cpu.images := 1000
 cpu.whitebox_images := 1000
@@ -70,7 +71,7 @@ gpu.aware := --config configs/scale/ema.yaml --model.init_args.overrides '{width
   --model.init_args.attack '{steps: 7, step_size: 2/255}' --trainer.max_epochs 100
 gpu.denoise := --model.init_args.overrides '{refine_depth: 12, refine_width: 128}' --trainer.max_epochs 100
 gpu.denoise-mild := $(gpu.denoise) --model.init_args.noise 0.08
-gpu.collage := --data.init_args.batch_size 1568 --trainer.max_epochs 100 --model.init_args.optimization.base_lr 1.6e-4
+gpu.collage := --data.init_args.batch_size 1568
 gpu.ladder_images := 1000
 gpu.images := 10000
 gpu.whitebox_images := 10000
@@ -117,7 +118,7 @@ $(DENOISE:%=%-cifar10): %-cifar10: $(CIFAR10)/%/purifier.safetensors
 
 $(CIFAR10)/collage/purifier.safetensors: | $(INSTALLED)
 	$(call maep-run,fit,configs/cifar10/collage.yaml,$(CIFAR10),collage,$($(SCALE).overlays) $($(SCALE).collage) \
-	  $(if $(CLASSIFIER),$(victim-options)) --ckpt_path last)
+	  $(if $(CLASSIFIER),$(victim-options)) $(if $(GUIDES),--model.init_args.guides '$(GUIDES)') --ckpt_path last)
 
 .PHONY: collage-cifar10
 collage-cifar10: $(CIFAR10)/collage/purifier.safetensors

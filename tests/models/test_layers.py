@@ -30,3 +30,12 @@ def test_outputs_of__names_layers_that_exist():
     dense = nn.ModuleDict({"features": nn.ReLU()})
     with pytest.raises(ValueError, match="no layer 'feature'; did you mean features"), outputs_of(dense, ["feature"]):
         pass
+
+
+def test_outputs_of__are_tensors():
+    attention = nn.MultiheadAttention(2, 1)
+    with (
+        pytest.raises(ValueError, match="Layer '0' returns a tuple, not a tensor"),
+        outputs_of(nn.ModuleList([attention]), ["0"]),
+    ):
+        attention(*[torch.rand(1, 1, 2)] * 3)

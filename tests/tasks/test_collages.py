@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from torch import nn
 
 from maep_lightning.attacks.simple import simple_attack
 from maep_lightning.attacks.threat import Epsilon
@@ -142,3 +143,11 @@ def test_pairs__of_diverse_inputs_are_those_of_the_attack_that_is_measured(class
         for attack in (pairs, lambda *given: simple_attack(*given[:3], "di-mi-fgsm", 8 / 255, generator=given[3]))
     )
     torch.testing.assert_close(found, expected)
+
+
+def test_fit__refuses_guides_that_the_classifier_does_not_run(classifier_file, tmp_path):
+    task = CollageFinetuning(classifier_file, overrides=SMALL, side=64, guidance=0.1, guides=["layer2"])
+    task.classifier.layer2 = nn.Identity()
+    task.classifier.forward = lambda images: images.mean((2, 3))
+    with pytest.raises(ValueError, match="run without its layers layer2: name others as guides"):
+        fit(task, tmp_path)

@@ -113,14 +113,14 @@ def outputs_of(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, T
     """What layers of a network return while it is run.
 
     Args:
-        network: Any module whose layers are modules too; a traced or exported program has none to be looked at.
+        network: Any module whose layers are modules too, which those of a traced or exported program are not.
         names: The layers, as in `named_modules`.
 
     Yields:
         A dictionary that each run of the network fills anew: the output of each layer by its name.
 
     Raises:
-        ValueError: If a layer does not exist.
+        ValueError: If a layer does not exist, or while the network is run, if it returns something else than a tensor.
     """
     layers = dict(network.named_modules())
     for name in names:
@@ -128,9 +128,14 @@ def outputs_of(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str, T
             nearest = get_close_matches(name, layers, n=3, cutoff=0.0)
             raise ValueError(f"The network has no layer {name!r}; did you mean {', '.join(nearest)}?")
     found: dict[str, Tensor] = {}
+
+    def keep(name: str, output: object) -> None:
+        if not isinstance(output, Tensor):
+            raise ValueError(f"Layer {name!r} returns a {type(output).__name__}, not a tensor: name another one.")
+        found[name] = output
+
     handles = [
-        layers[name].register_forward_hook(lambda _, __, output, name=name: found.update({name: output}))
-        for name in names
+        layers[name].register_forward_hook(lambda _, __, output, name=name: keep(name, output)) for name in names
     ]
     try:
         yield found

@@ -42,7 +42,8 @@ class CollageFinetuning(PurifierTask):
         loss: The pixel distance d: `l1`, `l2` or `charbonnier`.
         consistency: Weight of the second term.
         guidance: Weight of the third term.
-        guides: The layers of the classifier, by their names in `named_modules`, that the third term compares.
+        guides: The layers of the classifier, by their names in `named_modules`, that the third term compares; a program
+            has none.
         clean_fraction: Share of the collages that stay unattacked.
         noise: Largest standard deviation, on the [0, 1] scale, of Gaussian noise that is added to the purifier's input;
             each collage's is drawn evenly from 0 on.
@@ -108,14 +109,16 @@ class CollageFinetuning(PurifierTask):
         self.noise = noise
 
     def on_fit_start(self) -> None:
-        """Also refuse batches that do not fill a collage.
+        """Also refuse batches that do not fill a collage, and guides that the classifier does not run.
 
         Raises:
-            ValueError: If they do not.
+            ValueError: In these cases.
         """
         super().on_fit_start()
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         grids(data.image_size, self.side, data.batch_size, self.shrink)
+        with torch.no_grad():
+            self.look(torch.zeros(1, 3, self.side, self.side, device=self.device))
 
     def purify(self, images: Tensor) -> Tensor:
         """Purify collages `(B, 3, side, side)` in tiles; on the [0, 1] scale, not clamped."""
@@ -147,13 +150,15 @@ class CollageFinetuning(PurifierTask):
         """The classifier's logits `(B, classes)` of images, and what its `guides` return, in float32."""
         with outputs_of(self.classifier, self.guides) as outputs:
             logits = self.classifier(images).float()
+        if missing := [name for name in self.guides if name not in outputs]:
+            raise ValueError(f"The classifier is run without its layers {', '.join(missing)}: name others as guides.")
         return logits, [outputs[name].float() for name in self.guides]
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Purification loss, and how often the classifier says of purified collages what it says of them unpurified.
 
-        The collages are the same in each epoch, attacked by `PairAttack.judge`; images left over from the last batch
-        are left out.
+        The collages are the same in each epoch, of images that are not shrunk, attacked by `PairAttack.judge`; images
+        left over from the last batch are left out.
         """
         images = batch[0]
         if len(images) * images[0, 0].numel() < self.side**2:
