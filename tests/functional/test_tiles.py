@@ -59,6 +59,44 @@ def test_cut_tiles__come_image_by_image_and_row_by_row():
     assert torch.equal(join_tiles(tiles, 8, 12, 4), images)
 
 
+def slices(images, size, stride):
+    """The tiles by their definition."""
+    h, w = images.shape[-2:]
+    places = [(y, x) for y in range(0, h - size + 1, stride) for x in range(0, w - size + 1, stride)]
+    return torch.stack([images[:, :, y : y + size, x : x + size] for y, x in places], dim=1).flatten(0, 1)
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "cropped": lambda x: F.pad(x, (1, 2, 2, 1))[:, :, 2:-1, 1:-2],
+    "expanded": lambda x: x[:1].expand(len(x), -1, -1, -1),
+}
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("size", "stride", "shape"), [(4, 4, (8, 12)), (4, 4, (4, 4)), (4, 2, (8, 12))])
+def test_cut_and_join__are_slices_and_their_sum_with_exact_gradients(layout, size, stride, shape):
+    images = LAYOUTS[layout](torch.rand(2, 3, *shape)).requires_grad_()
+    expected, tiles = slices(images, size, stride), cut_tiles(images, size, stride)
+    assert torch.equal(tiles, expected)
+    assert tiles.is_contiguous()
+    joined = join_tiles(tiles, *shape, stride)
+    assert joined.is_contiguous()
+    if stride == size:
+        assert torch.equal(joined, images)
+    weight = LAYOUTS[layout](torch.randint(-8, 8, tiles.shape).float())  # whole numbers, whose sums are exact
+    gradients = [torch.autograd.grad((x * weight).sum(), images)[0] for x in (tiles, expected)]
+    assert torch.equal(*gradients)
+
+    parts = LAYOUTS[layout](torch.randint(-8, 8, tiles.shape).float()).requires_grad_()
+    target = torch.randint(-8, 8, images.shape).float()
+    (gradient,) = torch.autograd.grad((join_tiles(parts, *shape, stride) * target).sum(), parts)
+    assert torch.equal(gradient, slices(target, size, stride))
+
+
 def test_join_tiles__adds_up_where_tiles_overlap():
     tiles = cut_tiles(torch.ones(1, 1, 8, 8), 4, 2)
     side = torch.tensor([1.0, 1, 2, 2, 2, 2, 1, 1])
