@@ -127,6 +127,23 @@ def test_frozen__is_a_function_of_the_image_alone(purifier, images, aggregate):
     assert not torch.allclose(repeated(images), repeated(images), atol=1e-3)
 
 
+def test_frozen__draws_once_for_a_size_what_a_fresh_one_draws(purifier, images, monkeypatch):
+    fixed, draws, rand = RepeatedPurifier(purifier, mask_ratio=0.5, masks=2, passes=2, seed=3), [], torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: draws.append(shape) or rand(*shape, **options))
+    with torch.inference_mode():
+        fixed(images)
+    point = images.clone().requires_grad_()
+    fixed(point).sum().backward()  # through what was drawn in inference mode
+    assert draws == [(2, 2, 16)]
+    sides = range(8, 40, 4)
+    for side in sides:
+        small = images[:2, :, :1, :1].expand(-1, -1, side, side)
+        fresh = RepeatedPurifier(purifier, mask_ratio=0.5, masks=2, passes=2, seed=3)
+        assert torch.equal(fixed(small), fresh(small))
+    assert len(fixed._fixed) < len(sides)
+    assert fixed.state_dict().keys() == RepeatedPurifier(purifier).state_dict().keys()
+
+
 def test_bpda__each_version_has_the_gradient_of_the_identity(purifier, images):
     through = StraightThrough(RepeatedPurifier(purifier, mask_ratio=0.5, masks=3, aggregate="vote"))
     point = images.clone().requires_grad_()

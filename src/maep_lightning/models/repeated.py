@@ -10,6 +10,9 @@ from maep_lightning.models.purifier import Purifier
 
 Aggregate = Literal["mean", "vote"]
 
+_DRAWN = 4
+"""Frozen masks that a purifier keeps, those of so many sizes of images."""
+
 
 class RepeatedPurifier(nn.Module):
     """A purifier applied several times: to V random masks of an image side by side, and one pass after the other.
@@ -62,6 +65,7 @@ class RepeatedPurifier(nn.Module):
         self.aggregate = aggregate
         self.passes = passes
         self.seed = seed
+        self._fixed: dict[tuple[int, torch.device], Tensor] = {}
         self.train(purifier.training)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -88,10 +92,20 @@ class RepeatedPurifier(nn.Module):
         rows, columns = self.purifier.mae.grid(images)
         noise = None
         if self.seed is not None:
-            generator = torch.Generator().manual_seed(self.seed)
-            fixed = torch.rand(self.passes, self.masks, rows * columns, generator=generator)[step].to(images.device)
+            fixed = self._drawn(rows * columns, images.device, self.seed)[step]
             noise = fixed.repeat(len(images) // self.masks, 1)
         return self.purifier.mae(images, self.mask_ratio, noise=noise).images.clamp(0, 1)  # type: ignore[no-any-return]
+
+    def _drawn(self, patches: int, device: torch.device, seed: int) -> Tensor:
+        """What the frozen masks are made of, `(passes, V, L)`: drawn once for a size of images, not in every call."""
+        key = patches, device
+        if key not in self._fixed:
+            if len(self._fixed) >= _DRAWN:
+                del self._fixed[next(iter(self._fixed))]
+            with torch.inference_mode(False):
+                generator = torch.Generator().manual_seed(seed)
+                self._fixed[key] = torch.rand(self.passes, self.masks, patches, generator=generator).to(device)
+        return self._fixed[key]
 
     def frozen(self, seed: int) -> "RepeatedPurifier":
         """The same with its masks fixed: a deterministic function of the image alone, whatever batch it stands in.
