@@ -38,12 +38,14 @@ class GradientWatch:
     def see(self, images: Tensor, gradient: Tensor) -> None:
         """Take note of the gradients `(B, C, H, W)` at `images` of the same shape."""
         flat = gradient.detach().flatten(1)
-        finite = flat.isfinite().all(dim=1)
+        bad = ~flat.isfinite().all(dim=1)
+        # Read together: an attack waits here for the device in every step.
+        zero, nonfinite = torch.stack([(flat == 0).all(dim=1), bad]).sum(dim=1).tolist()
         self.backwards += len(flat)
-        self.zero += int((flat == 0).all(dim=1).sum())
-        if not bool(finite.all()):
-            self.nonfinite += int((~finite).sum())
-            self.suspects.extend(images.detach()[~finite].clone())
+        self.zero += zero
+        self.nonfinite += nonfinite
+        if nonfinite:
+            self.suspects.extend(images.detach()[bad].clone())
 
 
 class Target:

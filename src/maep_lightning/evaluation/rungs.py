@@ -166,9 +166,10 @@ def replay_rung(name: str, source: Rung, ledger: Ledger, judge: Target, context:
             unit = ledger.read(rung, name, batch.chunk)
             if unit is None:
                 continue
-            for index, image in unit.breaking():
-                images[rows[index]] = image.to(images.device)
-                unreliable[rows[index]] = False
+            if broken := list(unit.breaking()):
+                places = [rows[index] for index, _ in broken]
+                images[places] = torch.stack([image for _, image in broken]).to(images.device)
+                unreliable[places] = False
             for index in unit.indices[unit.status == Status.ERROR].tolist():
                 unreliable[rows[index]] = True
         return Candidates(images, unreliable.to(images.device))
