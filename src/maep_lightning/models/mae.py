@@ -249,13 +249,13 @@ class MaskedAutoencoder(nn.Module):
         normalized = self.normalize(images)
         latent, mask, ids_restore = self.forward_encoder(normalized, mask_ratio, generator, noise)
         patches = self.forward_decoder(latent, ids_restore, grid).to(images.dtype)
-        visible = patchify(normalized, p) * (1 - mask[:, :, None])
+        if self.config.residual or mask_ratio:
+            visible = patchify(normalized, p) * (1 - mask[:, :, None])
         if self.config.residual:
             patches = patches + visible
         image = unpatchify(patches, p, grid)
         if self.refinement is not None:
-            hole = mask[:, :, None]
-            seen = unpatchify(visible + patches * hole, p, grid) if mask_ratio else normalized
+            seen = unpatchify(visible + patches * mask[:, :, None], p, grid) if mask_ratio else normalized
             image = image + self.refinement(torch.cat([image, seen], dim=1)).to(images.dtype)
         pixels = self.normalize.inverse(image)
         return MAEOutput((4 * pixels - 2).sigmoid() if self.config.squash else pixels, patches, mask)
