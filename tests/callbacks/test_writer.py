@@ -4,22 +4,20 @@ import torch
 from PIL import Image
 
 from maep_lightning.models.policies import apply_policy
-from maep_lightning.models.purifier import Purifier
-from maep_lightning.models.shapes import create_mae
+from maep_lightning.models.registry import create_purifier
 
 
 @pytest.fixture
 def purifier(tmp_path):
     torch.manual_seed(0)
-    mae = create_mae(
+    made = create_purifier(
         "mae_vit_tiny_patch4_32", width=16, depth=1, heads=2, decoder_width=16, decoder_depth=1, decoder_heads=2
     )
     with torch.no_grad():
-        for parameter in mae.parameters():
+        for parameter in made.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    made = Purifier(mae).eval()
     made.save_pretrained(tmp_path / "purifier.safetensors")
-    return made
+    return made.eval()
 
 
 @pytest.fixture

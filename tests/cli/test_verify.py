@@ -14,8 +14,7 @@ from maep_lightning.callbacks import AutoAttackCallback
 from maep_lightning.cli import main
 from maep_lightning.data import ImageDataModule
 from maep_lightning.models.classifiers import create_classifier, save_classifier
-from maep_lightning.models.purifier import Purifier
-from maep_lightning.models.shapes import create_mae
+from maep_lightning.models.registry import create_purifier
 from maep_lightning.tasks import PurifierEvaluation
 
 SMALL = {"width": 16, "depth": 1, "heads": 2, "decoder_width": 16, "decoder_heads": 2, "refine_width": 8}
@@ -29,7 +28,7 @@ def run(tmp_path_factory):
         save_classifier(create_classifier("resnet8", 10), folder / f"{name}.safetensors", "resnet8", 10)
     # A bare state dict, as classifiers come from elsewhere.
     torch.save(create_classifier("resnet8", 10).state_dict(), folder / "surrogate.pth")
-    Purifier(create_mae("maep_conv_patch4_32", **SMALL)).save_pretrained(folder / "purifier.safetensors")
+    create_purifier("maep_conv_patch4_32", **SMALL).save_pretrained(folder / "purifier.safetensors")
     files = [str(folder / f"{name}.safetensors") for name in ("classifier", "purifier")]
     task = PurifierEvaluation(*files, policy="overlap:16")
     budget = {"apgd_steps": 2, "fab_steps": 1, "square_queries": 2, "targets": 1}

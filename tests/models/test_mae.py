@@ -3,7 +3,7 @@ import torch
 
 from maep_lightning.functional.patches import patchify, unpatchify
 from maep_lightning.models.mae import MAEConfig, MaskedAutoencoder
-from maep_lightning.models.shapes import SHAPES, create_mae
+from maep_lightning.models.shapes import SHAPES
 
 TINY = {"width": 16, "depth": 2, "heads": 2, "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
 
@@ -114,10 +114,11 @@ def test_residual__starts_as_the_identity_on_visible_patches():
 def test_masked_pixels__are_never_seen(refine_depth):
     mae = tiny(refine_depth=refine_depth, refine_width=8)
     images = torch.rand(1, 3, 16, 16)
-    output = mae(images, 0.5, torch.Generator().manual_seed(0))
+    noise = torch.rand(1, 16)
+    output = mae(images, 0.5, noise)
     hidden = (output.mask[:, :, None] * torch.ones(48)).reshape(1, 16, 48)
     changed = torch.where(unpatchify(hidden, 4, (4, 4)) > 0, torch.rand_like(images), images)
-    again = mae(changed, 0.5, torch.Generator().manual_seed(0))
+    again = mae(changed, 0.5, noise)
     assert torch.equal(output.images, again.images)
 
 
@@ -153,12 +154,12 @@ def test_forward__says_what_the_refinement_cannot_take(overrides, side):
 )
 def test_config__explains_what_makes_no_network(overrides, message):
     with pytest.raises(ValueError, match=message):
-        create_mae("mae_vit_tiny_patch4_32", **overrides)
+        MAEConfig(**overrides)
 
 
 @pytest.mark.parametrize("name", ["mae_vit_tiny_patch4_32", "mae_vit_tiny_patch2_32", "maep_conv_patch4_32"])
 def test_shapes__run_at_their_size(name):
-    mae = create_mae(name)
+    mae = MaskedAutoencoder(SHAPES[name]())
     size = mae.config.image_size
     assert mae(torch.rand(1, 3, size, size), 0.5).images.shape == (1, 3, size, size)
 
@@ -172,13 +173,6 @@ def test_base_patch16_224__has_the_parameters_of_the_published_network():
     decoder = 768 * 512 + 512 + 512 + 8 * (4 * 512**2 + 4 * 512 + 8 * 512**2 + 5 * 512 + 4 * 512) + 2 * 512 + 513 * 768
     assert config.residual is False
     assert sum(p.numel() for p in mae.parameters()) == encoder + decoder
-
-
-def test_create_mae__suggests_names():
-    with pytest.raises(ValueError, match="did you mean mae_vit_tiny_patch4_32"):
-        create_mae("mae_vit_tiny_patch4")
-    with pytest.raises(ValueError, match=r"Unknown architecture fields \['widht'\]"):
-        create_mae("mae_vit_tiny_patch4_32", widht=3)
 
 
 def test_positions__of_many_sizes_do_not_pile_up():

@@ -9,7 +9,7 @@ from maep_lightning.functional.straight_through import straight_through
 from maep_lightning.functional.tiles import seam_ratio
 from maep_lightning.models.policies import apply_policy
 from maep_lightning.models.purifier import Purifier
-from maep_lightning.models.shapes import create_mae
+from maep_lightning.models.registry import create_purifier
 
 SMALL = {"width": 16, "depth": 1, "heads": 2, "decoder_width": 16, "decoder_heads": 2, "refine_width": 8}
 POLICIES = ["native", "tile", "overlap", "interpolate", "resize"]
@@ -18,7 +18,7 @@ POLICIES = ["native", "tile", "overlap", "interpolate", "resize"]
 @pytest.fixture
 def purifier():
     torch.manual_seed(0)
-    purifier = Purifier(create_mae("maep_conv_patch4_32", **SMALL))
+    purifier = create_purifier("maep_conv_patch4_32", **SMALL)
     for parameter in purifier.parameters():
         nn.init.normal_(parameter, std=0.2)
     return purifier.eval().requires_grad_(False)

@@ -11,8 +11,7 @@ from maep_lightning.models.defended import DefendedClassifier
 from maep_lightning.models.lora import inject_lora
 from maep_lightning.models.policies import apply_policy
 from maep_lightning.models.purifier import ZOO, Purifier
-from maep_lightning.models.registry import load_purifier
-from maep_lightning.models.shapes import create_mae
+from maep_lightning.models.registry import create_purifier, load_purifier
 
 SMALL = {"width": 16, "depth": 1, "heads": 2, "decoder_width": 16, "decoder_heads": 2, "refine_width": 8}
 
@@ -20,7 +19,7 @@ SMALL = {"width": 16, "depth": 1, "heads": 2, "decoder_width": 16, "decoder_head
 @pytest.fixture
 def purifier():
     torch.manual_seed(0)
-    purifier = Purifier(create_mae("maep_conv_patch4_32", **SMALL))
+    purifier = create_purifier("maep_conv_patch4_32", **SMALL)
     for parameter in purifier.parameters():
         nn.init.normal_(parameter, std=0.2)
     return purifier.eval()

@@ -2,8 +2,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from maep_lightning.models.purifier import Purifier
-from maep_lightning.models.shapes import create_mae
+from maep_lightning.models.registry import create_purifier
 
 
 @pytest.fixture
@@ -20,7 +19,7 @@ def purifier_file(tmp_path):
     """A little purifier whose weights are random, so that it changes its images."""
     torch.manual_seed(0)
     sizes = {"width": 16, "heads": 2, "decoder_width": 16, "decoder_heads": 2, "refine_depth": 2, "refine_width": 8}
-    purifier = Purifier(create_mae("maep_conv_patch4_32", depth=1, **sizes))
+    purifier = create_purifier("maep_conv_patch4_32", depth=1, **sizes)
     for parameter in purifier.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     purifier.save_pretrained(tmp_path / "purifier.safetensors")

@@ -10,7 +10,7 @@ from maep_lightning.callbacks import ExportWeights
 from maep_lightning.data import ImageDataModule
 from maep_lightning.models.classifiers import create_classifier, save_classifier
 from maep_lightning.models.purifier import Purifier
-from maep_lightning.models.shapes import create_mae
+from maep_lightning.models.registry import create_purifier
 from maep_lightning.tasks import AdversarialFinetuning, PurifierFinetuning
 from maep_lightning.tasks.base import Optimization
 from maep_lightning.tasks.defence import LoRA
@@ -24,7 +24,7 @@ def task(tmp_path):
     """Builds LoRA stages that start alike, or, of kind `whitebox`, stages of the `deep` shape that attack it."""
     torch.manual_seed(0)
     save_classifier(create_classifier("resnet8", 10), tmp_path / "classifier.safetensors", "resnet8", 10)
-    purifier = Purifier(create_mae("maep_conv_patch4_32", **SMALL))
+    purifier = create_purifier("maep_conv_patch4_32", **SMALL)
     for parameter in purifier.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     purifier.save_pretrained(tmp_path / "start.safetensors")

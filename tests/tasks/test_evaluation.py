@@ -14,8 +14,8 @@ from maep_lightning.data import ImageDataModule
 from maep_lightning.models.classifiers import create_classifier, load_classifier, save_classifier
 from maep_lightning.models.defended import DefendedClassifier
 from maep_lightning.models.purifier import Purifier
+from maep_lightning.models.registry import create_purifier
 from maep_lightning.models.repeated import RepeatedPurifier
-from maep_lightning.models.shapes import create_mae
 from maep_lightning.tasks import PurifierEvaluation
 
 SMALL = {"width": 16, "depth": 1, "heads": 2, "decoder_width": 16, "decoder_heads": 2, "refine_width": 8}
@@ -27,7 +27,7 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
     torch.manual_seed(0)
     save_classifier(create_classifier("resnet8", 10), folder / "classifier.safetensors", "resnet8", 10)
-    Purifier(create_mae("maep_conv_patch4_32", residual=False, **SMALL)).save_pretrained(folder / "p.safetensors")
+    create_purifier("maep_conv_patch4_32", residual=False, **SMALL).save_pretrained(folder / "p.safetensors")
     return str(folder / "classifier.safetensors"), str(folder / "p.safetensors")
 
 

@@ -14,8 +14,7 @@ from maep_lightning.callbacks import ExportWeights
 from maep_lightning.data import ImageDataModule
 from maep_lightning.models.classifiers import create_classifier, save_classifier
 from maep_lightning.models.purifier import Purifier
-from maep_lightning.models.registry import load_purifier
-from maep_lightning.models.shapes import create_mae
+from maep_lightning.models.registry import create_purifier, load_purifier
 from maep_lightning.tasks import PurifierEvaluation, PurifierFinetuning
 from maep_lightning.tasks.base import Optimization
 from maep_lightning.tasks.defence import LoRA
@@ -275,7 +274,7 @@ STRONG = {"attack": PairAttack(steps=1, bf16=False), "optimization": Optimizatio
 @pytest.fixture
 def deep_file(tmp_path):
     torch.manual_seed(0)
-    Purifier(create_mae("maep_deep_patch4_32", **DEEP)).save_pretrained(tmp_path / "deep.safetensors")
+    create_purifier("maep_deep_patch4_32", **DEEP).save_pretrained(tmp_path / "deep.safetensors")
     return str(tmp_path / "deep.safetensors")
 
 

@@ -142,8 +142,6 @@ class AutoAttackCallback(Callback):
         classifier, purifier = getattr(pl_module, "classifier", None), getattr(pl_module, "purifier", None)
         if not isinstance(classifier, nn.Module):
             raise TypeError(f"{type(pl_module).__name__} has no classifier to attack; test a PurifierEvaluation.")
-        if isinstance(purifier, nn.Identity):
-            purifier = None
         data: Any = getattr(trainer, "datamodule", None)
         if not hasattr(data, "test_set"):
             raise TypeError("AutoAttackCallback needs a DataModule with test_set(), such as ImageDataModule.")

@@ -10,26 +10,27 @@ from typing import Any
 
 from maep_lightning.evaluation.ledger import Unit
 
+_EVERY = 5.0
+"""Seconds between two lines of an attack."""
+
 
 class Progress:
-    """Prints lines to stderr on the first process, at most one in `every` seconds.
+    """Prints lines to stderr on the first process, on attacks at most one in `_EVERY` seconds.
 
     Args:
         shown: Whether to print at all.
         total: Chunks of the evaluation.
         world_size: Processes that share them.
-        every: Seconds between two lines.
     """
 
-    def __init__(self, shown: bool, total: int, world_size: int, every: float = 5.0) -> None:
+    def __init__(self, shown: bool, total: int, world_size: int) -> None:
         self.shown = shown
         self.total = total
         self.world_size = world_size
-        self.every = every
         self.upper_bound: float | None = None
         self._afterwards = 0.0
         self._start = time.monotonic()
-        self._last = -every
+        self._last = -_EVERY
         self._done = 0
         self._finished: list[float] = []
 
@@ -56,7 +57,7 @@ class Progress:
     def at(self, rung: str, attack: str, chunk: int, alive: int, of: int) -> None:
         """An attack on a chunk begins."""
         now = time.monotonic() - self._start
-        if now - self._last >= self.every:
+        if now - self._last >= _EVERY:
             self._last = now
             self.say(
                 f"chunk {chunk + 1}/{self.total}, {rung} {attack} on {alive} of {of} images;"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,6 @@ class Results:
     manifest: Manifest
     subject: Subject
     ledger_hash: str = ""
-    schema: int = field(default=SCHEMA)
     sanity: Sanity | None = None
 
     @property
@@ -132,7 +131,7 @@ class Results:
         Args:
             path: The file.
         """
-        content: dict[str, Any] = {"schema": self.schema, "run": self.run, "rows": self.rows}
+        content: dict[str, Any] = {"schema": SCHEMA, "run": self.run, "rows": self.rows}
         content["plan"] = self.manifest.hash
         if self.sanity is not None:
             content["sanity"] = self.sanity.to_json()

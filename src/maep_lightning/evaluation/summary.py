@@ -78,13 +78,16 @@ class Outcome:
         return wilson(right, self.n)[0], wilson(right + open_, self.n)[1]
 
 
-def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson score interval of a proportion (Wilson 1927), 95 % by default.
+_QUANTILE = 1.959963984540054
+"""Of the normal distribution, for 95 %."""
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Wilson score interval of a proportion (Wilson 1927), 95 %.
 
     Args:
         successes: Number of successes.
         n: Number of trials.
-        z: Quantile of the normal distribution.
 
     Returns:
         Low and high end, fractions.
@@ -94,7 +97,7 @@ def wilson(successes: int, n: int, z: float = 1.959963984540054) -> tuple[float,
     """
     if n < 1:
         raise ValueError("An interval needs at least one sample.")
-    share = successes / n
+    share, z = successes / n, _QUANTILE
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)

@@ -42,19 +42,18 @@ class Alone:
         """Return at once."""
 
 
+_PATIENCE = timedelta(days=7)
+"""How long a process waits at the end for the slowest."""
+
+
 class Together:
-    """The processes of `torch.distributed`, which take chunk after chunk from a shared counter.
+    """The processes of `torch.distributed`, which take chunk after chunk from a shared counter."""
 
-    Args:
-        timeout: How long a process waits at the end for the slowest.
-    """
-
-    def __init__(self, timeout: timedelta = timedelta(days=7)) -> None:
+    def __init__(self) -> None:
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
-        self.timeout = timeout
         # gloo: NCCL's own watchdog would end processes that wait long.
-        self._group: ProcessGroup = dist.new_group(backend="gloo", timeout=timeout)  # type: ignore[assignment]
+        self._group: ProcessGroup = dist.new_group(backend="gloo", timeout=_PATIENCE)  # type: ignore[assignment]
         self._store: TCPStore | None = None
 
     def chunks(self, count: int) -> Iterator[int]:
@@ -72,10 +71,10 @@ class Together:
         port = [0]
         store = None
         if self.rank == 0:
-            store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=self.timeout)
+            store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=_PATIENCE)
             port = [store.port]
         dist.broadcast_object_list(port, src=0, group=self._group)
-        self._store = store or TCPStore(host, port[0], is_master=False, timeout=self.timeout)
+        self._store = store or TCPStore(host, port[0], is_master=False, timeout=_PATIENCE)
         return self._store
 
 

@@ -4,9 +4,7 @@ import torch
 from torch import Tensor
 
 
-def random_masking(
-    tokens: Tensor, mask_ratio: float, generator: torch.Generator | None = None, noise: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def random_masking(tokens: Tensor, mask_ratio: float, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Keep a random subset of the tokens of each sample.
 
     At `mask_ratio` 0 the shuffle is bypassed, so that the output is the input, bit for bit, and no random number is
@@ -15,8 +13,7 @@ def random_masking(
     Args:
         tokens: `(B, L, D)`.
         mask_ratio: Share of the tokens that is removed, in [0, 1); `int(L * (1 - mask_ratio))` are kept.
-        generator: Source of the randomness, on the device of `tokens`; the global one if None.
-        noise: `(B, L)`; the tokens with the smallest values are kept. Drawn from `generator` if None.
+        noise: `(B, L)`; the tokens with the smallest values are kept. Drawn from torch's global generator if None.
 
     Returns:
         The kept tokens `(B, L_kept, D)` in shuffled order, the mask `(B, L)` with 0 for kept and 1 for removed, and
@@ -33,7 +30,7 @@ def random_masking(
         ids = torch.arange(length, device=tokens.device).expand(b, length)
         return tokens, torch.zeros(b, length, device=tokens.device), ids
     if noise is None:
-        noise = torch.rand(b, length, device=tokens.device, generator=generator)
+        noise = torch.rand(b, length, device=tokens.device)
     ids_shuffle = noise.argsort(dim=1)
     ids_restore = ids_shuffle.argsort(dim=1)
     x_kept = tokens.gather(1, ids_shuffle[:, :kept, None].expand(-1, -1, d))

@@ -120,7 +120,7 @@ class DiscoPurifier(PretrainedPurifier):
         """A freshly initialised one from the fields of `DiscoConfig`."""
         return cls(Disco(DiscoConfig(**config)))
 
-    def restore(self, images: Tensor, mask_ratio: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+    def restore(self, images: Tensor, mask_ratio: float = 0.0) -> Tensor:
         """Predict every pixel anew; see `PretrainedPurifier.restore`.
 
         Raises:

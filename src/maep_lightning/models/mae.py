@@ -176,7 +176,6 @@ class MaskedAutoencoder(nn.Module):
         self,
         images: Tensor,
         mask_ratio: float,
-        generator: torch.Generator | None = None,
         noise: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Encode the visible patches.
@@ -184,15 +183,14 @@ class MaskedAutoencoder(nn.Module):
         Args:
             images: Normalised, `(B, 3, H, W)`.
             mask_ratio: Share of the patches that is removed, in [0, 1).
-            generator: Source of the masks; the global one if None.
-            noise: `(B, L)`; the patches with the smallest values are kept. Drawn from `generator` if None.
+            noise: `(B, L)`; the patches with the smallest values are kept. Drawn from torch's global generator if None.
 
         Returns:
             The latent `(B, 1 + L_kept, D)`, the mask `(B, L)` and `ids_restore` `(B, L)`.
         """
         x = self.patch_embed(images)
         x = x + self.positions(self.config.width, self.grid(images), x.device)
-        x, mask, ids_restore = random_masking(x, mask_ratio, generator, noise)
+        x, mask, ids_restore = random_masking(x, mask_ratio, noise)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
         return self.norm(self._through(self.blocks, x)), mask, ids_restore
 
@@ -231,7 +229,6 @@ class MaskedAutoencoder(nn.Module):
         self,
         images: Tensor,
         mask_ratio: float = 0.0,
-        generator: torch.Generator | None = None,
         noise: Tensor | None = None,
     ) -> MAEOutput:
         """Reconstruct images from a random part of their patches.
@@ -239,15 +236,14 @@ class MaskedAutoencoder(nn.Module):
         Args:
             images: `(B, 3, H, W)` in [0, 1].
             mask_ratio: Share of the patches that is removed, in [0, 1); 0 is deterministic.
-            generator: Source of the masks; the global one if None.
-            noise: `(B, L)`; the patches with the smallest values are kept. Drawn from `generator` if None.
+            noise: `(B, L)`; the patches with the smallest values are kept. Drawn from torch's global generator if None.
 
         Returns:
             The reconstruction, the predicted patches and the mask.
         """
         p, grid = self.config.patch_size, self.grid(images)
         normalized = self.normalize(images)
-        latent, mask, ids_restore = self.forward_encoder(normalized, mask_ratio, generator, noise)
+        latent, mask, ids_restore = self.forward_encoder(normalized, mask_ratio, noise)
         patches = self.forward_decoder(latent, ids_restore, grid).to(images.dtype)
         if self.config.residual or mask_ratio:
             visible = patchify(normalized, p) * (1 - mask[:, :, None])

@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import torch
 from torch import Tensor, nn
 
 from maep_lightning.models.lora import merged_state
@@ -65,13 +64,12 @@ class PretrainedPurifier(ImagePurifier):
         return self.restore(images).clamp(0, 1)
 
     @abstractmethod
-    def restore(self, images: Tensor, mask_ratio: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+    def restore(self, images: Tensor, mask_ratio: float = 0.0) -> Tensor:
         """Purify with a part of the patches removed, as in training.
 
         Args:
             images: `(B, 3, H, W)` in [0, 1].
             mask_ratio: Share of the patches that is removed, in [0, 1); 0 is deterministic.
-            generator: Source of the masks; the global one if None.
 
         Returns:
             `(B, 3, H, W)` on the [0, 1] scale, not clamped, which would take the gradient away from a loss.
@@ -179,10 +177,10 @@ class Purifier(PretrainedPurifier):
         """A freshly initialised one from the fields of `MAEConfig`."""
         return cls(MaskedAutoencoder(MAEConfig(**config)))
 
-    def restore(self, images: Tensor, mask_ratio: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+    def restore(self, images: Tensor, mask_ratio: float = 0.0) -> Tensor:
         """Reconstruct images from a random part of their patches; see `PretrainedPurifier.restore`.
 
         Raises:
             ValueError: If the patches do not divide the images.
         """
-        return self.mae(images, mask_ratio, generator).images  # type: ignore[no-any-return]
+        return self.mae(images, mask_ratio).images  # type: ignore[no-any-return]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from maep_lightning.models.mae import MAEConfig, MaskedAutoencoder
+from maep_lightning.models.mae import MAEConfig
 from maep_lightning.models.resnet import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -80,22 +80,6 @@ SHAPES: dict[str, Callable[[], MAEConfig]] = {
         maep_deep_patch4_32,
     )
 }
-
-
-def create_mae(name: str, **overrides: Any) -> MaskedAutoencoder:
-    """Build a masked autoencoder from a named shape.
-
-    Args:
-        name: A key of `SHAPES`.
-        overrides: Fields of `MAEConfig` that replace the shape's own.
-
-    Returns:
-        The network, freshly initialised.
-
-    Raises:
-        ValueError: If the shape or a field is unknown; the message lists the nearest names.
-    """
-    return MaskedAutoencoder(configure(SHAPES, name, overrides))
 
 
 class _Config(Protocol):
