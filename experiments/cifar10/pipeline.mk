@@ -56,20 +56,24 @@ cpu.images := 1000
 cpu.whitebox_images := 1000
 cpu.plain.whitebox_images := 200
 
+# At batch 256 `base_lr` is the learning rate itself. Those below are the rates that the stages have at the cpu scale, with
+# their smaller batches; the linear rule alone would make them 2 to 8 times as high. No run on a
+# GPU has tested them.
+RATE := --model.init_args.optimization.base_lr
 gpu.network := wrn-28-10
 gpu.overlays := --config configs/scale/gpu.yaml
-gpu.classifier := --model.init_args.classifier $(gpu.network) --trainer.max_epochs 200
+gpu.classifier := --model.init_args.classifier $(gpu.network) $(RATE) 1e-3 --trainer.max_epochs 200
 gpu.pretrain := --model.init_args.shape mae_vit_small_patch2_32 \
-  --model.init_args.overrides '{residual: false, refine_depth: 12, refine_width: 128}' --trainer.max_epochs 200
-gpu.finetune := --trainer.max_epochs 100 --model.init_args.attack.refresh 5
-gpu.lora := --trainer.max_epochs 10
+  --model.init_args.overrides '{residual: false, refine_depth: 12, refine_width: 128}' $(RATE) 1e-3 --trainer.max_epochs 200
+gpu.finetune := $(RATE) 1e-3 --trainer.max_epochs 100 --model.init_args.attack.refresh 5
+gpu.lora := $(RATE) 5e-4 --trainer.max_epochs 10
 gpu.plain.pretrain := --model.init_args.shape mae_vit_small_patch2_32 --model.init_args.overrides '{residual: false}' \
-  --trainer.max_epochs 200
+  $(RATE) 1e-3 --trainer.max_epochs 200
 gpu.plain.finetune := $(PAPER) $(gpu.finetune)
 gpu.plain.lora := $(PAPER) --model.init_args.mask_ratio 0 $(gpu.lora)
 gpu.aware := --config configs/scale/ema.yaml --model.init_args.overrides '{width: 384, depth: 6, heads: 6, refine_width: 128, refine_depth: 8}' \
-  --model.init_args.attack '{steps: 7, step_size: 2/255}' --trainer.max_epochs 100
-gpu.denoise := --model.init_args.overrides '{refine_depth: 12, refine_width: 128}' --trainer.max_epochs 100
+  --model.init_args.attack '{steps: 7, step_size: 2/255}' $(RATE) 2e-3 --trainer.max_epochs 100
+gpu.denoise := --model.init_args.overrides '{refine_depth: 12, refine_width: 128}' $(RATE) 1e-3 --trainer.max_epochs 100
 gpu.denoise-mild := $(gpu.denoise) --model.init_args.noise 0.08
 gpu.collage := --data.init_args.batch_size 1568
 gpu.ladder_images := 1000

@@ -1,6 +1,12 @@
 """The study engine plans what was asked for; nothing is run here."""
 
+import re
+from pathlib import Path
+
 import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("text", ["timm:mobilenetv2_100,pad_type=same", "known"])
@@ -27,3 +33,22 @@ def test_scale__that_is_unknown_is_refused(dry_run, target):
     done = dry_run(target, "SCALE=big")
     assert (done.returncode, done.stdout) == (2, "")
     assert "SCALE=big" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "stages"),
+    [("reproduce-cifar10", 7), ("whitebox-cifar10", 6), ("denoise-cifar10", 2), ("denoise-mild-cifar10", 2)],
+)
+def test_gpu__trains_at_the_learning_rates_that_were_measured_with_smaller_batches(dry_run, target, stages):
+    done = dry_run(target, "SCALE=gpu")
+    trainings = [line for line in done.stdout.replace("\\\n", " ").splitlines() if " fit --config " in line]
+    trainings = [line for line in trainings if "start=" in line]
+    assert len(trainings) == stages
+    batch = yaml.safe_load((ROOT / "configs/scale/gpu.yaml").read_text())["data"]["init_args"]["batch_size"]
+    for line in trainings:
+        (path,) = re.findall(r"configs/cifar10/\S+", line)
+        (base_lr,) = re.findall(r"optimization\.base_lr (\S+)", line)
+        config = yaml.safe_load((ROOT / path).read_text())
+        measured = float(config["model"]["init_args"]["optimization"]["base_lr"])
+        measured *= config["data"]["init_args"]["batch_size"]
+        assert float(base_lr) * batch == pytest.approx(measured), path
