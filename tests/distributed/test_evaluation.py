@@ -7,7 +7,6 @@ import runpy
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -51,28 +50,20 @@ def test_evaluate__same_ledger_for_any_number_of_processes(start_linear, referen
     assert finish(start_linear(tmp_path, SAMPLES, CHUNK_SIZE, world_size)) == [reference] * world_size
 
 
-def kill_after(group, run_dir, files):
-    """SIGKILL all processes once the ledger has so many files; true if that came before their end."""
-    while any(process.poll() is None for process in group):
-        if files_of(run_dir) >= files:
-            for process in group:
-                process.send_signal(signal.SIGKILL)
-            return [process.wait() for process in group] == [-signal.SIGKILL] * len(group)
-        time.sleep(0.001)
-    return False
-
-
 @pytest.fixture
 def fork_linear(monkeypatch):
-    """Starts processes that evaluate the linear case, forked from one that has imported all: start-up takes no time."""
+    """Runs a process that evaluates the linear case, forked from one that has imported all: start-up takes no time."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["maep_lightning.evaluation", "maep_lightning.evaluation.report", "pyautoattack"])
 
     def start(run_dir, *die_at):
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, (run_dir, SAMPLES, CHUNK_SIZE, *die_at))])
-        process = context.Process(target=runpy.run_path, args=(str(SCRIPT),), kwargs={"run_name": "__main__"})
+        process = context.Process(
+            target=runpy.run_path, args=(str(SCRIPT),), kwargs={"run_name": "__main__"}, daemon=True
+        )
         process.start()
-        return process
+        process.join(300)
+        return process.exitcode
 
     return start
 
@@ -82,31 +73,26 @@ def test_evaluate__same_ledger_after_twenty_kills(fork_linear, undisturbed, tmp_
     """One evaluation, killed at random touches of its files, from the first one in its ledger to the last."""
     draw, whole = random.Random(0), Ledger(undisturbed[0] / "ledger")
     for files in sorted(draw.sample(range(files_of(undisturbed[0])), KILLS)):
-        process = fork_linear(tmp_path, files, draw.randrange(12))
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
+        assert fork_linear(tmp_path, files, draw.randrange(12)) == -signal.SIGKILL
         assert files_of(tmp_path) >= files
-    process = fork_linear(tmp_path)
-    process.join()
-    assert process.exitcode == 0
+    assert fork_linear(tmp_path) == 0
     assert Ledger(tmp_path / "ledger").hash() == whole.hash()
 
 
 @pytest.mark.kill
 @pytest.mark.world_size
-def test_evaluate__two_processes_finish_what_one_began(start_linear, reference, tmp_path):
-    assert kill_after(start_linear(tmp_path, SAMPLES, CHUNK_SIZE), tmp_path, 9)
+def test_evaluate__two_processes_finish_what_one_began(fork_linear, start_linear, reference, tmp_path):
+    assert fork_linear(tmp_path, 9, 0) == -signal.SIGKILL
     assert finish(start_linear(tmp_path, SAMPLES, CHUNK_SIZE, 2)) == [reference] * 2
 
 
 @pytest.mark.kill
 @pytest.mark.world_size
 def test_evaluate__process_does_not_wait_for_a_dead_one(start_linear, tmp_path):
-    group = start_linear(tmp_path, SAMPLES, CHUNK_SIZE, 2)
-    while not list(tmp_path.glob("ledger/*/*/*.safetensors")):
-        time.sleep(0.001)
-    group[1].kill()
+    # Whatever chunks it gets, the second process reads the ledger before it meets the first one again, and dies there.
+    group = start_linear(tmp_path, SAMPLES, CHUNK_SIZE, 2, die_at=(1, 0))
     _, errors = group[0].communicate(timeout=300)
+    assert group[1].wait(timeout=300) == -signal.SIGKILL
     assert group[0].returncode != 0
     assert "Error" in errors
     assert not (tmp_path / "results.json").exists()

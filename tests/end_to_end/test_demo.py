@@ -30,18 +30,26 @@ def demo(tmp_path):
     for name in ("configs", "experiments"):
         shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / "installed").touch()
-    command = ["make", "demo", f"VENV={sys.prefix}", "INSTALLED=installed", *(f"{k}={v}" for k, v in TINY.items())]
+    command, started = ["make", "demo", f"VENV={sys.prefix}", "INSTALLED=installed"], []
 
-    def start():
-        return subprocess.Popen(
-            command, cwd=tmp_path, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    def start(**options):
+        words = [*command, *(f"{k}={v}" for k, v in (TINY | options).items())]
+        process = subprocess.Popen(
+            words, cwd=tmp_path, start_new_session=True, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
+        started.append(process)
+        return process
 
-    return tmp_path / "runs" / "demo", start
+    yield tmp_path / "runs" / "demo", start
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
 
 
 def finish(process):
-    output = process.communicate()[0]
+    output = process.communicate(timeout=1800)[0]
     assert process.returncode == 0, output
     return output
 
@@ -50,10 +58,14 @@ def finish(process):
 @pytest.mark.slow
 def test_demo__goes_on_after_a_kill_and_then_redoes_nothing(demo):
     run, start = demo
-    process = start()
-    while not (run / "finetune" / "fit.yaml").exists():
+    # An attack of so many steps outlasts any delay of the kill.
+    process = start(**{"demo.finetune": f"{TINY['demo.finetune']} --model.init_args.attack.steps 10000000"})
+    for _ in range(20_000):
+        if (run / "finetune" / "fit.yaml").exists():
+            break
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
+    assert process.poll() is None
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (run / "finetune" / "purifier.safetensors").exists()
