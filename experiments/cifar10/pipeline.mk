@@ -57,8 +57,7 @@ cpu.whitebox_images := 1000
 cpu.plain.whitebox_images := 200
 
 # At batch 256 `base_lr` is the learning rate itself. Those below are the rates that the stages have at the cpu scale, with
-# their smaller batches; the linear rule alone would make them 2 to 8 times as high. No run on a
-# GPU has tested them.
+# their smaller batches; the linear rule alone would make them 2 to 8 times as high. No run on a GPU has tested them.
 RATE := --model.init_args.optimization.base_lr
 gpu.network := wrn-28-10
 gpu.overlays := --config configs/scale/gpu.yaml

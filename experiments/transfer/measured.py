@@ -46,9 +46,11 @@ class Measured:
             cell: The cell, as it is asked for; its purifier and policy are what the rows name.
             folder: Its run folder.
         """
-        if not (folder / "results.json").exists():
+        try:
+            content = json.loads((folder / "results.json").read_text())
+        except (FileNotFoundError, ValueError):  # a damaged one is made anew from the ledger
             return None
-        content, manifest = json.loads((folder / "results.json").read_text()), Manifest.read(folder)
+        manifest = Manifest.read(folder)
         if content.get("plan") != manifest.hash:  # stopped while further threats were measured
             return None
         whole = replace(cell, threats=tuple(manifest.values["threats"]))
