@@ -5,18 +5,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from maep_lightning.evaluation.admissible import reasons_against
+from maep_lightning.evaluation.recheck import recheck
 from torch import nn
 
 from maep_lightning.attacks.autoattack import AutoAttackSettings
 from maep_lightning.attacks.target import Target
 from maep_lightning.evaluation import Plan, evaluate
-from maep_lightning.evaluation.admissible import reasons_against
 from maep_lightning.evaluation.expectation import eot_attacks, expectation_rung
+from maep_lightning.evaluation.judging import judge
 from maep_lightning.evaluation.ladder import fixed
 from maep_lightning.evaluation.ledger import Ledger, Status
-from maep_lightning.evaluation.recheck import recheck
 from maep_lightning.evaluation.summary import Outcome
-from maep_lightning.evaluation.verify import judge
 
 pytestmark = pytest.mark.usefixtures("_no_figure")
 THREATS = ("none", "blind", "blind_worst", "bpda", "eot", "fixed_coins")

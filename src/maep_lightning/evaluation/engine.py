@@ -11,6 +11,7 @@ from maep_lightning.attacks.target import isolated_rng
 from maep_lightning.evaluation.binding import bind, chunk_fingerprint
 from maep_lightning.evaluation.cache import AttackCache, Made
 from maep_lightning.evaluation.findings import Case
+from maep_lightning.evaluation.judging import confine, judge, suspects
 from maep_lightning.evaluation.ladder import fixed
 from maep_lightning.evaluation.ledger import Ledger, LedgerError, Status, Unit, empty_images
 from maep_lightning.evaluation.plan import Plan
@@ -21,7 +22,6 @@ from maep_lightning.evaluation.results import Results, Subject, collect, name_at
 from maep_lightning.evaluation.rungs import Batch, Candidates, Rung, judge_seed, unit_seed
 from maep_lightning.evaluation.sanity import battery, read, write
 from maep_lightning.evaluation.summary import alive, kept, standing
-from maep_lightning.evaluation.verify import confine, judge, suspects
 from maep_lightning.evaluation.workers import Workers, find_workers
 
 

@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from maep_lightning.attacks.target import Target
+from maep_lightning.evaluation.judging import judge
 from maep_lightning.evaluation.ledger import Ledger
 from maep_lightning.evaluation.results import Results
 from maep_lightning.evaluation.rungs import CLEAN, UNDEFENDED_ATTACKED, Rung
-from maep_lightning.evaluation.verify import judge
 
 COLUMNS = 8
 SHOWN = ("blind", "whitebox", "eot", "blind_worst", "bpda", "square", "transfer", "noise")

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from maep_lightning.attacks.target import Target
+from maep_lightning.evaluation.judging import judge
 from maep_lightning.evaluation.ledger import Ledger, Status
 from maep_lightning.evaluation.results import Results
 from maep_lightning.evaluation.rungs import CLEAN, UNDEFENDED_ATTACKED, Rung
-from maep_lightning.evaluation.verify import judge
 
 COLUMNS = 8
 

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from maep_lightning.attacks.target import Target, device_of, isolated_rng
 from maep_lightning.evaluation import fingerprint
+from maep_lightning.evaluation.judging import TOLERANCE, Verdict, distance, judge
 from maep_lightning.evaluation.ladder import ladder
 from maep_lightning.evaluation.ledger import Ledger, LedgerError, Status, Unit, unit_path, write_atomically
 from maep_lightning.evaluation.plan import SCHEMA, Manifest, Plan, PlanChangedError
 from maep_lightning.evaluation.results import tally
 from maep_lightning.evaluation.rungs import Batch, Rung, judge_seed, unit_seed
 from maep_lightning.evaluation.summary import alive, kept, standing
-from maep_lightning.evaluation.verify import TOLERANCE, Verdict, distance, judge
 from maep_lightning.models.defended import stages
 
 NEAR_TIE = 1e-4

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from maep_lightning.evaluation.verify import confine, distance, suspects
+from maep_lightning.evaluation.judging import confine, distance, suspects
 
 
 @pytest.mark.parametrize(("norm", "expected"), [("Linf", 0.4), ("L2", 0.5), ("L1", 0.7)])
