@@ -21,8 +21,9 @@ import pyautoattack  # noqa: F401  imported here so that it is not timed
 import torch
 
 from maep_lightning.data import get_spec
-from maep_lightning.evaluation import Plan, evaluate, report  # noqa: F401
+from maep_lightning.evaluation import Plan, evaluate
 from maep_lightning.evaluation.provenance import describe_run
+from maep_lightning.evaluation.report import write  # noqa: F401  as pyautoattack
 from maep_lightning.models.classifiers import load_classifier
 from maep_lightning.models.purifier import Purifier
 

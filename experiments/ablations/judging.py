@@ -15,7 +15,7 @@ from maep_lightning.attacks.target import Target
 from maep_lightning.attacks.threat import Epsilon
 from maep_lightning.data import ImageDataModule
 from maep_lightning.evaluation import fingerprint
-from maep_lightning.evaluation.ledger import write_atomically
+from maep_lightning.evaluation.files import write_atomically
 from maep_lightning.evaluation.provenance import describe_run
 from maep_lightning.evaluation.summary import wilson
 from maep_lightning.models.classifiers import load_classifier

@@ -10,7 +10,7 @@ from typing import Any
 
 from plots import plot
 
-from maep_lightning.evaluation.ledger import write_atomically
+from maep_lightning.evaluation.files import write_atomically
 
 Found = list[tuple[str, str, int, Path]]
 Values = dict[str, list[float]]

@@ -26,13 +26,14 @@ from experiments.transfer.tables import write_reports
 from maep_lightning.data.registry import LabelledImages
 from maep_lightning.data.source import ImageSource
 from maep_lightning.evaluation import Subject, evaluate
+from maep_lightning.evaluation.cost import estimate
 from maep_lightning.evaluation.ledger import LedgerError
 from maep_lightning.evaluation.normalization import FURTHER, check_normalization
-from maep_lightning.evaluation.outlook import estimate, is_about, recall
+from maep_lightning.evaluation.on_file import is_about, recall
 from maep_lightning.evaluation.plan import Manifest
 from maep_lightning.evaluation.progress import clock
 from maep_lightning.evaluation.provenance import describe_run
-from maep_lightning.evaluation.recheck import Sources
+from maep_lightning.evaluation.verify import Sources
 from maep_lightning.models.classifiers import load_classifier
 from maep_lightning.models.policies import apply_policy
 from maep_lightning.models.registry import load_purifier

@@ -10,7 +10,7 @@ from experiments.collect import percent
 from experiments.transfer.heatmap import draw_heatmap, lowest, within
 from experiments.transfer.matrix import NO_PURIFIER, Study
 from experiments.transfer.measured import COLUMNS, Key, Measured, Row
-from maep_lightning.evaluation.ledger import write_atomically
+from maep_lightning.evaluation.files import write_atomically
 
 AUTO = ("AutoAttack", "reduced")
 """How the titles of AutoAttack begin."""

@@ -54,7 +54,9 @@ def test_evaluate__same_ledger_for_any_number_of_processes(start_linear, referen
 def fork_linear(monkeypatch):
     """Runs a process that evaluates the linear case, forked from one that has imported all: start-up takes no time."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["maep_lightning.evaluation", "maep_lightning.evaluation.report", "pyautoattack"])
+    context.set_forkserver_preload(
+        ["maep_lightning.evaluation", "maep_lightning.evaluation.report.write", "pyautoattack"]
+    )
 
     def start(run_dir, *die_at):
         monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, (run_dir, SAMPLES, CHUNK_SIZE, *die_at))])

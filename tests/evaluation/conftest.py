@@ -19,7 +19,7 @@ def linear():
 @pytest.fixture
 def _no_figure(monkeypatch):
     """Drawing takes longer than these evaluations."""
-    monkeypatch.setattr("maep_lightning.evaluation.report.draw", lambda *args: None)
+    monkeypatch.setattr("maep_lightning.evaluation.report.write.draw", lambda *args: None)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def slow(linear, monkeypatch):
             return self.inner(images)
 
     counting = SimpleNamespace(**vars(time) | {"monotonic": lambda: clock[0]})
-    for module in ("engine", "outlook", "progress"):
+    for module in ("cost", "engine", "progress"):
         monkeypatch.setattr(f"maep_lightning.evaluation.{module}.time", counting)
     classifier, mirror, images, labels = linear.build(16)
     return Slow(classifier).eval(), mirror, images, labels

@@ -5,8 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from maep_lightning.evaluation.admissible import reasons_against
-from maep_lightning.evaluation.recheck import recheck
 from torch import nn
 
 from maep_lightning.attacks.autoattack import AutoAttackSettings
@@ -16,7 +14,9 @@ from maep_lightning.evaluation.expectation import eot_attacks, expectation_rung
 from maep_lightning.evaluation.judging import judge
 from maep_lightning.evaluation.ladder import fixed
 from maep_lightning.evaluation.ledger import Ledger, Status
+from maep_lightning.evaluation.report.robustbench import reasons_against
 from maep_lightning.evaluation.summary import Outcome
+from maep_lightning.evaluation.verify import recheck
 
 pytestmark = pytest.mark.usefixtures("_no_figure")
 THREATS = ("none", "blind", "blind_worst", "bpda", "eot", "fixed_coins")
@@ -50,7 +50,7 @@ def run(linear, folder, samples=16, purifier=None, **changes):
 def climbed(linear, tmp_path_factory):
     folder = tmp_path_factory.mktemp("eot")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("maep_lightning.evaluation.report.draw", lambda *args: None)
+        patch.setattr("maep_lightning.evaluation.report.write.draw", lambda *args: None)
         results, case = run(linear, folder, sanity=8)
     return results, folder, case
 

@@ -11,7 +11,7 @@ from maep_lightning.evaluation import evaluate
 from maep_lightning.evaluation.binding import bind
 from maep_lightning.evaluation.fingerprint import of_architecture, of_libraries, of_weights
 from maep_lightning.evaluation.plan import Manifest, PlanChangedError
-from maep_lightning.evaluation.recheck import recheck
+from maep_lightning.evaluation.verify import recheck
 from maep_lightning.models.classifiers import create_classifier, load_classifier, save_classifier
 from maep_lightning.models.policies import apply_policy
 from maep_lightning.models.preprocessing import NORMALIZATIONS, NormalizedClassifier

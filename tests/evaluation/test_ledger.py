@@ -1,9 +1,7 @@
-import json
-
 import pytest
 import torch
 
-from maep_lightning.evaluation.ledger import Ledger, LedgerError, Unit, write_atomically
+from maep_lightning.evaluation.ledger import Ledger, LedgerError, Unit
 
 
 def unit(**changes):
@@ -54,18 +52,3 @@ def test_ledger__hash_is_of_names_and_bytes(tmp_path):
     assert first.hash() == second.hash()
     second.drop("whitebox", "square", 4)
     assert first.hash() != second.hash()
-
-
-@pytest.mark.faults
-def test_write_atomically__failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "file.json"
-    write_atomically(path, json.dumps([1]).encode())
-
-    def fail(*names):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError, match="make room"):
-        write_atomically(path, b"[2]")
-    assert path.read_text() == "[1]"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file.json"]

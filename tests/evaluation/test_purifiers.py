@@ -6,11 +6,11 @@ from torch import nn
 
 from maep_lightning.attacks.target import Target
 from maep_lightning.evaluation import Plan, evaluate
-from maep_lightning.evaluation.admissible import reasons_against
-from maep_lightning.evaluation.findings import Case
 from maep_lightning.evaluation.plan import PlanChangedError
-from maep_lightning.evaluation.sanity import battery
-from maep_lightning.evaluation.slopes import finite_differences, gradients
+from maep_lightning.evaluation.report.robustbench import reasons_against
+from maep_lightning.evaluation.sanity.battery import battery
+from maep_lightning.evaluation.sanity.findings import Case
+from maep_lightning.evaluation.sanity.slopes import finite_differences, gradients
 from maep_lightning.models.registry import load_purifier
 
 pytestmark = pytest.mark.usefixtures("_no_figure")

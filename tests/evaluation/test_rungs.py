@@ -7,8 +7,8 @@ from maep_lightning.evaluation import Plan, evaluate
 from maep_lightning.evaluation.binding import bind
 from maep_lightning.evaluation.ledger import Ledger, Status
 from maep_lightning.evaluation.plan import PlanChangedError
-from maep_lightning.evaluation.recheck import recheck
 from maep_lightning.evaluation.threats import TITLES
+from maep_lightning.evaluation.verify import recheck
 
 pytestmark = pytest.mark.usefixtures("_no_figure")
 LADDER = ("none", "noise", "transfer", "blind", "blind_worst", "square", "bpda", "whitebox")
@@ -27,7 +27,7 @@ def climbed(linear, tmp_path_factory):
     classifier, purifier, images, labels = linear.build(24)
     surrogate = linear.Linear(seed=7).eval()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("maep_lightning.evaluation.report.draw", lambda *args: None)
+        patch.setattr("maep_lightning.evaluation.report.write.draw", lambda *args: None)
         plan = linear.plan(8, threats=LADDER)
         results = evaluate(
             classifier, purifier, images, labels, plan, folder, surrogate=surrogate, progress=False, sanity=0
@@ -134,7 +134,7 @@ def named(linear, tmp_path_factory):
     folder = tmp_path_factory.mktemp("named")
     case = linear.build(24)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("maep_lightning.evaluation.report.draw", lambda *args: None)
+        patch.setattr("maep_lightning.evaluation.report.write.draw", lambda *args: None)
         plan = linear.plan(8, threats=NAMED)
         results = evaluate(*case, plan, folder / "run", cache_dir=folder / "cache", progress=False, sanity=0)
     return results, folder, case

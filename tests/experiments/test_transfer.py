@@ -33,7 +33,7 @@ BUDGET = {"apgd_steps": 2, "fab_steps": 1, "square_queries": 2, "targets": 1}
 @pytest.fixture(autouse=True)
 def _no_pictures(monkeypatch):
     """Drawing takes longer than these evaluations."""
-    monkeypatch.setattr("maep_lightning.evaluation.report.draw", lambda *args: None)
+    monkeypatch.setattr("maep_lightning.evaluation.report.write.draw", lambda *args: None)
 
 
 @pytest.fixture

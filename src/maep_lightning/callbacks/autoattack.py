@@ -14,10 +14,10 @@ from maep_lightning.attacks.threat import Epsilon, Norm
 from maep_lightning.data import SHIPPED, known_names
 from maep_lightning.data.source import CHOICES, ImageSource
 from maep_lightning.evaluation.engine import evaluate
-from maep_lightning.evaluation.findings import SCORES
 from maep_lightning.evaluation.plan import Plan
-from maep_lightning.evaluation.recheck import Sources
 from maep_lightning.evaluation.results import Results, Subject
+from maep_lightning.evaluation.sanity.findings import SCORES
+from maep_lightning.evaluation.verify import Sources
 from maep_lightning.models.classifiers import load_classifier
 from maep_lightning.models.trained import trained_on
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from maep_lightning.attacks.target import Target, device_of
 from maep_lightning.evaluation import fingerprint
+from maep_lightning.evaluation.inputs import checked_data, pixels, preflight
 from maep_lightning.evaluation.ladder import ladder
 from maep_lightning.evaluation.ledger import Ledger
 from maep_lightning.evaluation.plan import Manifest, Plan
-from maep_lightning.evaluation.preflight import checked_data, pixels, preflight
 from maep_lightning.evaluation.rungs import Rung
 from maep_lightning.models.defended import stages
 

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from maep_lightning.evaluation.ledger import LedgerError, Record, Unit, write_atomically
+from maep_lightning.evaluation.files import write_atomically
+from maep_lightning.evaluation.ledger import LedgerError, Record, Unit
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from maep_lightning.attacks.target import isolated_rng
 from maep_lightning.evaluation.binding import bind, chunk_fingerprint
 from maep_lightning.evaluation.cache import AttackCache, Made
-from maep_lightning.evaluation.findings import Case
+from maep_lightning.evaluation.cost import preview
+from maep_lightning.evaluation.inputs import class_mismatch, pixels
 from maep_lightning.evaluation.judging import confine, judge, suspects
 from maep_lightning.evaluation.ladder import fixed
 from maep_lightning.evaluation.ledger import Ledger, LedgerError, Status, Unit, empty_images
 from maep_lightning.evaluation.plan import Plan
-from maep_lightning.evaluation.preflight import class_mismatch, pixels
-from maep_lightning.evaluation.preview import preview
 from maep_lightning.evaluation.progress import Progress, Timings
 from maep_lightning.evaluation.results import Results, Subject, collect, name_attacks, title_of
 from maep_lightning.evaluation.rungs import Batch, Candidates, Rung, judge_seed, unit_seed
-from maep_lightning.evaluation.sanity import battery, read, write
+from maep_lightning.evaluation.sanity.battery import battery, read, write
+from maep_lightning.evaluation.sanity.findings import Case
 from maep_lightning.evaluation.summary import alive, kept, standing
 from maep_lightning.evaluation.workers import Workers, find_workers
 
@@ -113,7 +113,7 @@ def evaluate(
             bar.say(f"{check.id} {check.name} FAILED: {check.detail}")
         results = results.checked(checked)
     if workers.rank == 0:
-        from maep_lightning.evaluation.report import write_pictures, write_report
+        from maep_lightning.evaluation.report.write import write_pictures, write_report
 
         write_report(results, rungs, ledger, images, labels, run_dir, reference)
         with isolated_rng(plan.seed, device):

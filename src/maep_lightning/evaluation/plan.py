@@ -11,7 +11,7 @@ from maep_lightning.attacks.autoattack import PUBLISHED_EOT, AutoAttackSettings,
 from maep_lightning.attacks.pgd import EOT_STEPS
 from maep_lightning.attacks.threat import Epsilon, Norm
 from maep_lightning.evaluation import fingerprint
-from maep_lightning.evaluation.ledger import write_atomically
+from maep_lightning.evaluation.files import write_atomically
 from maep_lightning.evaluation.threats import TITLES, NamedThreat, parse_threat
 
 SCHEMA = 2

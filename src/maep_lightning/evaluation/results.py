@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from maep_lightning.evaluation.findings import Sanity
-from maep_lightning.evaluation.ledger import Ledger, write_atomically
+from maep_lightning.evaluation.files import write_atomically
+from maep_lightning.evaluation.ledger import Ledger
 from maep_lightning.evaluation.plan import Manifest, Plan
 from maep_lightning.evaluation.progress import Timings
 from maep_lightning.evaluation.provenance import describe_run
 from maep_lightning.evaluation.rungs import CLEAN, UNDEFENDED, UNDEFENDED_ATTACKED, Rung
+from maep_lightning.evaluation.sanity.findings import Sanity
 from maep_lightning.evaluation.summary import Outcome, outcome, worst
 
 SCHEMA = 1

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from maep_lightning.attacks.target import check_logits
+from maep_lightning.evaluation.inputs import class_mismatch
 from maep_lightning.evaluation.normalization import FURTHER, check_normalization
-from maep_lightning.evaluation.preflight import class_mismatch
 from maep_lightning.models.classifiers import load_classifier
 from maep_lightning.models.defended import stages
 from maep_lightning.models.policies import CHUNK, apply_policy

@@ -15,7 +15,7 @@ from maep_lightning.attacks.pgd import pgd
 from maep_lightning.attacks.simple import RECIPES, diversified
 from maep_lightning.attacks.threat import Epsilon, Norm, check_radius
 from maep_lightning.evaluation import fingerprint
-from maep_lightning.evaluation.ledger import write_atomically
+from maep_lightning.evaluation.files import write_atomically
 from maep_lightning.tasks.defence import check_noise
 
 Kind = Literal["pgd", "fgsm", "bim", "mi-fgsm", "di-mi-fgsm"]

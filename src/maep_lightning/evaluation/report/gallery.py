@@ -1,4 +1,4 @@
-"""Which images a page shows: what the purifier saves, and what still breaks."""
+"""Which images `report.html` shows: what the purifier saves, and what still breaks."""
 
 from dataclasses import dataclass
 

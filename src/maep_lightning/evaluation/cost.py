@@ -1,21 +1,30 @@
 """What an evaluation costs at most, from the passes that are left and the measured time of one."""
 
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
+from torch import Tensor, nn
 
 from maep_lightning.attacks.autoattack import AutoAttackSettings
 from maep_lightning.attacks.target import Target
 from maep_lightning.attacks.threat import Norm
-from maep_lightning.evaluation import plant, slopes
+from maep_lightning.evaluation.binding import bind, chunk_fingerprint
 from maep_lightning.evaluation.cache import AttackCache
+from maep_lightning.evaluation.inputs import pixels
 from maep_lightning.evaluation.ledger import Ledger, Status, Unit
 from maep_lightning.evaluation.plan import Plan
-from maep_lightning.evaluation.probes import STEPS
 from maep_lightning.evaluation.progress import Timings
 from maep_lightning.evaluation.rungs import UNDEFENDED, Rung
+from maep_lightning.evaluation.sanity import plant, slopes
+from maep_lightning.evaluation.sanity.probes import STEPS
 
 BACKWARD = 2
 """A backward pass costs about as much as so many forward ones."""
+TIMED = 4
+"""Images whose forward pass is timed for an estimate."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +129,56 @@ def price(
                 total += size * ((forwards + BACKWARD * backwards) * attacking + rung.judge.draws * judging)
     forwards, backwards = effort(plan, samples, rungs[-1].judge.draws > 1) if samples else (0, 0)
     return Preview(total, (forwards + BACKWARD * backwards) * whole, 1000 * whole)
+
+
+def estimate(
+    classifier: nn.Module,
+    purifier: nn.Module | None,
+    images: Tensor,
+    labels: Tensor,
+    plan: Plan,
+    run_dir: str | Path,
+    *,
+    cache_dir: str | Path | None = None,
+    device: torch.device | str | None = None,
+    surrogate: nn.Module | None = None,
+    planned: set[Path] | None = None,
+) -> Preview:
+    """What `evaluate` with the same arguments would cost at most, from the measured time of a few forward passes.
+
+    It finds what would stop that too, and writes nothing.
+
+    Args:
+        classifier: As in `evaluate`.
+        purifier: As in `evaluate`.
+        images: As in `evaluate`.
+        labels: As in `evaluate`.
+        plan: As in `evaluate`.
+        run_dir: As in `evaluate`; what is on file there costs nothing.
+        cache_dir: As in `evaluate`.
+        device: As in `evaluate`.
+        surrogate: As in `evaluate`.
+        planned: Files of the cache that earlier evaluations of a study will leave; those of this one are added.
+
+    Raises:
+        ValueError: As `evaluate`.
+        PlanChangedError: As `evaluate`.
+    """
+    bound = bind(classifier, purifier, images, labels, plan, Path(run_dir), device, surrogate)
+    with suppress(FileNotFoundError):
+        bound.manifest.check(Path(run_dir))
+    sample = pixels(bound.images[:TIMED], bound.device)
+    seconds = {}
+    for rung in bound.rungs:
+        if rung.baseline is None:
+            with rung.judge.guarded(), torch.no_grad():
+                started = time.monotonic()
+                rung.judge(sample).sum().item()  # waits for the device
+                seconds[rung.name] = (time.monotonic() - started) / len(sample)
+    chunks = range(0, len(bound.labels), plan.chunk_size)
+    data = [chunk_fingerprint(bound.images, bound.labels, slice(start, start + plan.chunk_size)) for start in chunks]
+    cache = AttackCache(Path(cache_dir)) if cache_dir is not None else None
+    return price(bound.rungs, plan, data, len(bound.labels), 0, seconds, bound.ledger, cache, planned)
 
 
 def effort(plan: Plan, samples: int, random: bool = False) -> tuple[int, int]:

@@ -4,11 +4,12 @@ from torch import nn
 
 from maep_lightning.attacks.target import Target
 from maep_lightning.evaluation import evaluate
-from maep_lightning.evaluation.findings import Case
-from maep_lightning.evaluation.preview import BACKWARD, effort
-from maep_lightning.evaluation.sanity import battery
+from maep_lightning.evaluation.cost import BACKWARD, effort, estimate
+from maep_lightning.evaluation.sanity.battery import battery
+from maep_lightning.evaluation.sanity.findings import Case
 
 pytestmark = pytest.mark.usefixtures("_no_figure")
+THREATS = ("none", "blind:bim", "whitebox:apgd-ce")
 
 
 class Counting(nn.Module):
@@ -60,3 +61,32 @@ def test_evaluate__says_before_the_attacks_what_they_and_the_battery_cost(linear
     )
     # What is in the cache costs nothing more, but for the judge.
     assert said("b", sanity=0).startswith(f"{judged:.0f} s if no image breaks; broken")
+
+
+def test_estimate__is_what_the_evaluation_costs_where_nothing_breaks(linear, slow, tmp_path):
+    plan = linear.plan(8, threats=THREATS)
+    expected = 16 * (1 + BACKWARD) * (10 + 7)  # BIM's steps, and APGD's with the one more it looks at
+    judged = 16 * 4  # both clean rungs, and after each attack
+    assert estimate(*slow, plan, tmp_path / "run").attacks == expected + judged
+    assert not (tmp_path / "run").exists()
+
+
+def test_estimate__counts_once_what_several_purifiers_share(linear, slow, tmp_path):
+    classifier, _, images, labels = slow
+    plan, planned = linear.plan(8, threats=THREATS), set()
+    options = {"cache_dir": tmp_path / "cache", "planned": planned}
+    first = estimate(*slow, plan, tmp_path / "a", **options).attacks
+    second = estimate(classifier, nn.Identity().eval(), images, labels, plan, tmp_path / "b", **options).attacks
+    assert first - second == 16 * (10 * (1 + BACKWARD) + 1)  # BIM and the undefended clean images
+    evaluate(*slow, plan, tmp_path / "a", cache_dir=tmp_path / "cache", progress=False, sanity=0)
+    assert estimate(*slow, plan, tmp_path / "a", **options).attacks == 0
+
+
+def test_estimate__counts_no_attack_on_images_that_an_earlier_one_has_broken(linear, slow, tmp_path):
+    plan = linear.plan(8, threats=("none", "blind"), eps="128/255")
+    options = {"cache_dir": tmp_path / "cache"}
+    results = evaluate(*slow, plan, tmp_path / "a", progress=False, sanity=0, **options)
+    assert results.row("whitebox", defended=False)["acc_robust"] == 0
+    classifier, _, images, labels = slow
+    again = estimate(classifier, nn.Identity().eval(), images, labels, plan, tmp_path / "b", **options).attacks
+    assert again == 16 * 2  # clean and attacked images through the new purifier

@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: no script, no server, no picture beside it."""
+"""`report.html`: the report as one HTML file that needs nothing else: no script, no server, no picture beside it."""
 
 import base64
 import io
@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maep_lightning.evaluation.admissible import reasons_against
-from maep_lightning.evaluation.gallery import Exhibit, exhibits
-from maep_lightning.evaluation.ledger import Ledger, Status, write_atomically
+from maep_lightning.evaluation.files import write_atomically
+from maep_lightning.evaluation.ledger import Ledger, Status
+from maep_lightning.evaluation.report.gallery import Exhibit, exhibits
+from maep_lightning.evaluation.report.robustbench import reasons_against
 from maep_lightning.evaluation.results import Results
 from maep_lightning.evaluation.rungs import Rung
 

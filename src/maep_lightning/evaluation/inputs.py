@@ -1,4 +1,4 @@
-"""What is looked at before the first attack, so that nothing spoils all of them."""
+"""Images, labels and networks as handed in: looked at before the first attack, so that nothing spoils all of them."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -6,7 +6,7 @@ import torch
 
 from maep_lightning.evaluation import evaluate
 from maep_lightning.evaluation.ledger import Ledger, Status
-from maep_lightning.evaluation.recheck import Sources, recheck
+from maep_lightning.evaluation.verify import Sources, recheck
 
 pytestmark = pytest.mark.usefixtures("_no_figure")
 

@@ -8,12 +8,12 @@ from maep_lightning.attacks.bpda import StraightThrough
 from maep_lightning.attacks.simple import simple_attack
 from maep_lightning.attacks.target import Target
 from maep_lightning.attacks.threat import Epsilon, Norm
-from maep_lightning.evaluation.findings import Case, Finding, Probe, Verdict
 from maep_lightning.evaluation.judging import TOLERANCE, confine, distance, judge
 from maep_lightning.evaluation.ledger import Status
-from maep_lightning.evaluation.plant import planted_weakness
 from maep_lightning.evaluation.rungs import CLEAN, UNDEFENDED
-from maep_lightning.evaluation.slopes import finite_differences, gradients
+from maep_lightning.evaluation.sanity.findings import Case, Finding, Probe, Verdict
+from maep_lightning.evaluation.sanity.plant import planted_weakness
+from maep_lightning.evaluation.sanity.slopes import finite_differences, gradients
 
 STEPS = 40
 """At most so many steps of APGD where probes compare attacks with each other: all of them are as short."""

@@ -102,7 +102,7 @@ def test_report__a_picture_that_fails_loses_no_results(linear, tmp_path, monkeyp
     def fail(*args):
         raise IndexError("tuple index out of range")
 
-    monkeypatch.setattr("maep_lightning.evaluation.report.draw", fail)
+    monkeypatch.setattr("maep_lightning.evaluation.report.write.draw", fail)
     with pytest.raises(IndexError):
         evaluate(*linear.build(4), linear.plan(4), tmp_path, progress=False, sanity=0)
     assert json.loads((tmp_path / "results.json").read_text())["rows"]

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 
 from maep_lightning.attacks.target import isolated_rng
-from maep_lightning.evaluation.findings import Case, Check, Finding, Probe, Sanity
-from maep_lightning.evaluation.ledger import Status, write_atomically
+from maep_lightning.evaluation.files import write_atomically
+from maep_lightning.evaluation.ledger import Status
 from maep_lightning.evaluation.plan import Manifest
-from maep_lightning.evaluation.probes import PROBES
+from maep_lightning.evaluation.sanity.findings import Case, Check, Finding, Probe, Sanity
+from maep_lightning.evaluation.sanity.probes import PROBES
 
 FILE = "sanity.json"
 

@@ -1,78 +1,20 @@
-"""Before an evaluation: what it would cost, and whether it is on file already."""
+"""Whether a folder holds this very evaluation already, or one of the same networks and images."""
 
 import json
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from maep_lightning.evaluation.binding import bind, chunk_fingerprint
-from maep_lightning.evaluation.cache import AttackCache
+from maep_lightning.evaluation.inputs import checked_data
 from maep_lightning.evaluation.plan import Manifest, Plan, PlanChangedError
-from maep_lightning.evaluation.preflight import checked_data, pixels
-from maep_lightning.evaluation.preview import Preview, price
 from maep_lightning.evaluation.results import PICTURES
-
-TIMED = 4
-"""Images whose forward pass is timed for an estimate."""
 
 SYSTEM = (
     "classifier_weights", "classifier_architecture", "purifier_weights", "purifier_architecture", "images", "labels"
 )  # fmt: skip
 """What of a manifest says which networks and images it is about."""
-
-
-def estimate(
-    classifier: nn.Module,
-    purifier: nn.Module | None,
-    images: Tensor,
-    labels: Tensor,
-    plan: Plan,
-    run_dir: str | Path,
-    *,
-    cache_dir: str | Path | None = None,
-    device: torch.device | str | None = None,
-    surrogate: nn.Module | None = None,
-    planned: set[Path] | None = None,
-) -> Preview:
-    """What `evaluate` with the same arguments would cost at most, from the measured time of a few forward passes.
-
-    It finds what would stop that too, and writes nothing.
-
-    Args:
-        classifier: As in `evaluate`.
-        purifier: As in `evaluate`.
-        images: As in `evaluate`.
-        labels: As in `evaluate`.
-        plan: As in `evaluate`.
-        run_dir: As in `evaluate`; what is on file there costs nothing.
-        cache_dir: As in `evaluate`.
-        device: As in `evaluate`.
-        surrogate: As in `evaluate`.
-        planned: Files of the cache that earlier evaluations of a study will leave; those of this one are added.
-
-    Raises:
-        ValueError: As `evaluate`.
-        PlanChangedError: As `evaluate`.
-    """
-    bound = bind(classifier, purifier, images, labels, plan, Path(run_dir), device, surrogate)
-    with suppress(FileNotFoundError):
-        bound.manifest.check(Path(run_dir))
-    sample = pixels(bound.images[:TIMED], bound.device)
-    seconds = {}
-    for rung in bound.rungs:
-        if rung.baseline is None:
-            with rung.judge.guarded(), torch.no_grad():
-                started = time.monotonic()
-                rung.judge(sample).sum().item()  # waits for the device
-                seconds[rung.name] = (time.monotonic() - started) / len(sample)
-    chunks = range(0, len(bound.labels), plan.chunk_size)
-    data = [chunk_fingerprint(bound.images, bound.labels, slice(start, start + plan.chunk_size)) for start in chunks]
-    cache = AttackCache(Path(cache_dir)) if cache_dir is not None else None
-    return price(bound.rungs, plan, data, len(bound.labels), 0, seconds, bound.ledger, cache, planned)
 
 
 def recall(

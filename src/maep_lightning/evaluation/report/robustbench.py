@@ -1,4 +1,4 @@
-"""Whether a figure could stand on RobustBench, and its fields there."""
+"""`robustbench.json`: whether a figure could stand on RobustBench, and its fields there."""
 
 from typing import Any
 

@@ -1,19 +1,13 @@
-"""The report: `report.md` with `report.png` beside it, `report.html` by itself, and `audit.csv` for programs."""
+"""`report.md`: the text of the report, and what `report.html` says in the same words."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from maep_lightning.evaluation.admissible import reasons_against, robustbench_fields
-from maep_lightning.evaluation.audit import write_audit
-from maep_lightning.evaluation.figure import draw
-from maep_lightning.evaluation.ledger import Ledger, Status, write_atomically
-from maep_lightning.evaluation.page import write_page
-from maep_lightning.evaluation.preflight import class_mismatch
-from maep_lightning.evaluation.results import PICTURES, Results
-from maep_lightning.evaluation.rungs import Rung
+from maep_lightning.evaluation.inputs import class_mismatch
+from maep_lightning.evaluation.ledger import Status
+from maep_lightning.evaluation.report.robustbench import reasons_against
+from maep_lightning.evaluation.results import Results
 from maep_lightning.evaluation.summary import Outcome
 
 KNOWS = {
@@ -34,59 +28,6 @@ READINGS = (
     "Each image was judged by {draws} fresh draws; the table above counts by their majority. The mean is the accuracy"
     " to expect of a single draw on the worst image found; by any of {draws}, a sample is wrong as soon as one draw is."
 )
-
-
-def write_report(
-    results: Results,
-    rungs: list[Rung],
-    ledger: Ledger,
-    images: Tensor,
-    labels: Tensor,
-    run_dir: Path,
-    reference: str | Path | None = None,
-) -> None:
-    """Write all that needs no picture: `report.md`, `robustbench.json`, `audit.csv` and, last, `results.json`.
-
-    Pictures of earlier results are removed before, so that `report.html` is there only if nothing is left to do.
-
-    Args:
-        results: What was found.
-        rungs: The rungs.
-        ledger: Where the attacked images are.
-        images: The evaluated images, `(N, C, H, W)`, uint8 or in [0, 1].
-        labels: `(N,)`.
-        run_dir: The run folder.
-        reference: A JSON file of published rows, see `read_reference`.
-
-    Raises:
-        ValueError: If the reference file is not as it should be.
-    """
-    published = read_reference(reference, results) if reference is not None else []
-    write_atomically(run_dir / "report.md", markdown(results, published).encode())
-    fields = json.dumps(robustbench_fields(results), indent=2) + "\n"
-    write_atomically(run_dir / "robustbench.json", fields.encode())
-    write_audit(rungs, ledger, images, labels, results.plan.chunk_size, run_dir / "audit.csv")
-    for name in PICTURES:
-        (run_dir / name).unlink(missing_ok=True)
-    results.write(run_dir / "results.json")
-
-
-def write_pictures(
-    results: Results, rungs: list[Rung], ledger: Ledger, images: Tensor, labels: Tensor, run_dir: Path
-) -> None:
-    """Write `report.png` and `report.html`, whose networks run once more.
-
-    Args:
-        results: What was found.
-        rungs: The rungs.
-        ledger: Where the attacked images are.
-        images: The evaluated images, `(N, C, H, W)`, uint8 or in [0, 1].
-        labels: `(N,)`.
-        run_dir: The run folder.
-    """
-    figure, page = (run_dir / name for name in PICTURES)
-    draw(results, rungs, ledger, images, labels, figure)
-    write_page(results, rungs, ledger, images, labels, honesty(results), KNOWS, READINGS, page)
 
 
 def read_reference(path: str | Path, results: Results) -> list[dict[str, Any]]:

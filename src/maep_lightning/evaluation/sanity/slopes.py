@@ -8,7 +8,7 @@ from torch import Tensor
 
 from maep_lightning.attacks.simple import random_corner
 from maep_lightning.attacks.target import Target
-from maep_lightning.evaluation.findings import Case, Finding
+from maep_lightning.evaluation.sanity.findings import Case, Finding
 
 COMPARED, DIRECTIONS = 16, 4
 """At most so many images have their slopes compared, along so many random directions."""

@@ -1,4 +1,4 @@
-"""The figure of a report: clean, attacked and purified images, and the error that is left."""
+"""`report.png`, the figure of a report: clean, attacked and purified images, and the error that is left."""
 
 from pathlib import Path
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from maep_lightning.evaluation import Subject, evaluate
-from maep_lightning.evaluation.admissible import reasons_against, robustbench_fields
 from maep_lightning.evaluation.ledger import Ledger, Status
-from maep_lightning.evaluation.page import staircase
+from maep_lightning.evaluation.report.html import staircase
+from maep_lightning.evaluation.report.robustbench import reasons_against, robustbench_fields
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def finished(linear, tmp_path_factory):
     subject = Subject(dataset="cifar10", classifier="linear & co", purifier="<flip>", class_names=names)
     case = linear.build(24)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("maep_lightning.evaluation.report.draw", lambda *args: None)
+        patch.setattr("maep_lightning.evaluation.report.write.draw", lambda *args: None)
         results = evaluate(*case, linear.plan(8), folder, subject=subject, progress=False)
     return folder, results, case
 
@@ -119,6 +119,6 @@ def test_admissible__names_each_reason(finished, linear, tmp_path):
     assert content["clean_acc"] == f"{100 * results.row('none')['acc_clean']:.2f}"
     blind = linear.plan(8, threats=("none", "blind"), eps="8/255")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("maep_lightning.evaluation.report.draw", lambda *args: None)
+        patch.setattr("maep_lightning.evaluation.report.write.draw", lambda *args: None)
         other = evaluate(*case, blind, tmp_path, subject=Subject(dataset="cifar10"), progress=False, sanity=0)
     assert {"24 of 10000 images", "the white-box rung was not climbed"} <= set(reasons_against(other))

@@ -1,4 +1,4 @@
-"""Checking a finished evaluation anew, from its files and nothing that the run claims of itself."""
+"""`maep verify`: a finished evaluation checked anew, from its files and nothing that the run claims of itself."""
 
 import json
 from dataclasses import asdict, dataclass, field, fields
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from maep_lightning.attacks.target import Target, device_of, isolated_rng
 from maep_lightning.evaluation import fingerprint
+from maep_lightning.evaluation.files import write_atomically
 from maep_lightning.evaluation.judging import TOLERANCE, Verdict, distance, judge
 from maep_lightning.evaluation.ladder import ladder
-from maep_lightning.evaluation.ledger import Ledger, LedgerError, Status, Unit, unit_path, write_atomically
+from maep_lightning.evaluation.ledger import Ledger, LedgerError, Status, Unit, unit_path
 from maep_lightning.evaluation.plan import SCHEMA, Manifest, Plan, PlanChangedError
 from maep_lightning.evaluation.results import tally
 from maep_lightning.evaluation.rungs import Batch, Rung, judge_seed, unit_seed

@@ -1,4 +1,4 @@
-"""The audit log: what became of each sample under each attack, as a table that pandas reads."""
+"""`audit.csv`, the audit log: what became of each sample under each attack, as a table that pandas reads."""
 
 import csv
 import io
@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from maep_lightning.evaluation.files import write_atomically
 from maep_lightning.evaluation.fingerprint import of_tensors
-from maep_lightning.evaluation.ledger import Ledger, Status, write_atomically
+from maep_lightning.evaluation.ledger import Ledger, Status
 from maep_lightning.evaluation.rungs import Rung
 
 COLUMNS = (

@@ -7,10 +7,10 @@ from torch import nn
 
 from maep_lightning.attacks.target import Target
 from maep_lightning.evaluation import evaluate
-from maep_lightning.evaluation.findings import Case
 from maep_lightning.evaluation.ledger import Status
-from maep_lightning.evaluation.probes import preconditions
-from maep_lightning.evaluation.sanity import battery, weaker_rungs
+from maep_lightning.evaluation.sanity.battery import battery, weaker_rungs
+from maep_lightning.evaluation.sanity.findings import Case
+from maep_lightning.evaluation.sanity.probes import preconditions
 from maep_lightning.evaluation.summary import Outcome
 
 pytestmark = pytest.mark.usefixtures("_no_figure")

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from maep_lightning.attacks.autoattack import AutoAttackSettings, run_component
 from maep_lightning.attacks.simple import random_corner
 from maep_lightning.attacks.target import Target
-from maep_lightning.evaluation.findings import Case, Finding
 from maep_lightning.evaluation.judging import confine, judge
+from maep_lightning.evaluation.sanity.findings import Case, Finding
 
 SAMPLES, CORNERS, STEPS = 8, 64, 25
 LEVEL = 0.9
