@@ -131,7 +131,7 @@ def test_settings__that_cannot_be_meant_are_refused(classifier_file, options, me
 
 
 def test_fit__refuses_batches_that_fill_no_collage(classifier_file, tmp_path):
-    with pytest.raises(ValueError, match="3 images of 32 pixels do not fill a collage of 64: it takes a batch of 4"):
+    with pytest.raises(ValueError, match="3 images do not fill a collage of 2 x 2: it takes a batch of 4"):
         fit(CollageFinetuning(classifier_file, overrides=SMALL, side=64), tmp_path, batch_size=3)
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maep_lightning.functional.collages import collages, grids
+from maep_lightning.functional.collages import collage_count, collages
 from maep_lightning.functional.losses import PixelLoss, feature_distance, pixel_distance
 from maep_lightning.functional.tiles import cut_tiles, join_tiles
 from maep_lightning.models.layers import outputs_of
@@ -38,7 +38,8 @@ class CollageFinetuning(PurifierTask):
         shape: Name of the architecture; a purifier's file knows its own.
         overrides: Fields of the shape to replace.
         side: Height and width of the collages in pixels, a multiple of the purifier's size.
-        shrink: Factor by which a collage's images may be shrunk at most; a batch has as many collages as it fills then.
+        grids: The numbers of rows and columns that collages may have, one of which is drawn for each batch; the batch
+            makes as many collages as it fills with the largest. None: the one that tiles have.
         loss: The pixel distance d: `l1`, `l2` or `charbonnier`.
         consistency: Weight of the second term.
         guidance: Weight of the third term.
@@ -67,7 +68,7 @@ class CollageFinetuning(PurifierTask):
         shape: str = "maep_conv_patch4_32",
         overrides: dict[str, Any] | None = None,
         side: int = 224,
-        shrink: int = 1,
+        grids: Sequence[int] | None = None,
         loss: PixelLoss = "l1",
         consistency: float = 0.02,
         guidance: float = 0.0,
@@ -100,7 +101,7 @@ class CollageFinetuning(PurifierTask):
         if self.attack.refresh != 1:
             raise ValueError("Collages are put together anew in each step, so none are kept: set attack.refresh to 1.")
         self.side = side
-        self.shrink = shrink
+        self.grids = [side // self.tile] if grids is None else grids
         self.loss_kind = loss
         self.consistency = consistency
         self.guidance = guidance
@@ -116,7 +117,7 @@ class CollageFinetuning(PurifierTask):
         """
         super().on_fit_start()
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        grids(data.image_size, self.side, data.batch_size, self.shrink)
+        collage_count(data.image_size, self.side, self.grids, data.batch_size)
         with torch.no_grad():
             self.look(torch.zeros(1, 3, self.side, self.side, device=self.device))
 
@@ -128,7 +129,7 @@ class CollageFinetuning(PurifierTask):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """One step on the collages of a batch."""
-        clean = collages(batch[0], self.side, shrink=self.shrink)
+        clean = collages(batch[0], self.side, self.grids)
         with torch.no_grad():
             said, seen = self.look(clean)
         attacked = self.attack(self.classifier, clean, said.argmax(1))
@@ -157,13 +158,12 @@ class CollageFinetuning(PurifierTask):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Purification loss, and how often the classifier says of purified collages what it says of them unpurified.
 
-        The collages are the same in each epoch, of images that are not shrunk, attacked by `PairAttack.judge`; images
-        left over from the last batch are left out.
+        The collages are the same in each epoch, attacked by `PairAttack.judge`; images that fill none are left out.
         """
         images = batch[0]
-        if len(images) * images[0, 0].numel() < self.side**2:
+        if len(images) < max(self.grids) ** 2:
             return
-        clean = collages(images, self.side, torch.Generator().manual_seed(batch_idx))
+        clean = collages(images, self.side, self.grids, torch.Generator().manual_seed(batch_idx))
         said = self.classifier(clean).argmax(1)
         generator = torch.Generator(clean.device).manual_seed(batch_idx)
         purified = self.purify(self.attack.judge()(self.classifier, clean, said, generator)).clamp(0, 1)
