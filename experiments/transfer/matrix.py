@@ -7,15 +7,20 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
+from functools import cache
 from itertools import product
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args
 
 import yaml
+from torch import nn
 
 from maep_lightning.data.source import ImageSource
 from maep_lightning.evaluation import Plan
+from maep_lightning.models import baselines
+from maep_lightning.models.registry import load_purifier
+from maep_lightning.models.trained import training_data
 
 BUDGETS = ("apgd_steps", "fab_steps", "square_queries", "targets")
 KNOWING = {"whitebox", "bpda", "eot", "fixed_coins", "square"}
@@ -31,11 +36,31 @@ class Trained:
 
     Attributes:
         spec: A text of `load_purifier`.
-        trained_on: The data it was trained on; nothing for baselines.
+        trained_on: What it was trained on, in the study's words; what the purifier itself says if None.
     """
 
     spec: str
-    trained_on: str = "nothing"
+    trained_on: str | None = None
+
+    @property
+    def origin(self) -> str:
+        """What reports say that it was trained on."""
+        if self.trained_on is not None:
+            return self.trained_on
+        try:
+            return _origin(self.spec)
+        except (FileNotFoundError, ValueError):  # what is on file of it is reported all the same
+            return "not stated"
+
+
+@cache
+def _origin(spec: str) -> str:
+    """The data that its file names; nothing for baselines."""
+    purifier = load_purifier(spec)
+    parts = purifier.children() if isinstance(purifier, nn.Sequential) else [purifier]
+    if all(type(part).__module__ == baselines.__name__ for part in parts):
+        return "nothing"
+    return training_data(purifier) or "not stated"
 
 
 @dataclass(frozen=True)

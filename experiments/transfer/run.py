@@ -103,7 +103,7 @@ class Materials:
     def subject(self, cell: Cell) -> Subject:
         """How reports call them."""
         named = self.named(cell)
-        trained = "nothing" if cell.control else self.study.purifiers[cell.purifier].trained_on
+        trained = "nothing" if cell.control else self.study.purifiers[cell.purifier].origin
         return Subject(
             dataset=cell.dataset,
             classifier=cell.classifier,

@@ -174,7 +174,7 @@ def _figure(row: Row | None, n: int | None = None) -> str:
 
 def _trained_on(study: Study, purifier: str) -> str:
     """What a purifier was trained on; nothing where there is none."""
-    return "nothing" if purifier == NO_PURIFIER else study.purifiers[purifier].trained_on
+    return "nothing" if purifier == NO_PURIFIER else study.purifiers[purifier].origin
 
 
 def _write_csv(study: Study, rows: Sequence[Row], path: Path) -> None:

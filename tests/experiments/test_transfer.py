@@ -14,7 +14,7 @@ from PIL import Image
 
 from experiments.transfer import run
 from experiments.transfer.heatmap import column_of, draw_heatmap, lowest
-from experiments.transfer.matrix import Cell, read_study
+from experiments.transfer.matrix import Cell, Trained, read_study
 from experiments.transfer.measured import Measured
 from experiments.transfer.tables import best_rows, headline, honesty, table
 from maep_lightning.cli import main
@@ -24,6 +24,7 @@ from maep_lightning.evaluation.normalization import NormalizationCheck
 from maep_lightning.evaluation.plan import Manifest
 from maep_lightning.evaluation.threats import Threat
 from maep_lightning.models.classifiers import create_classifier, save_classifier
+from maep_lightning.models.registry import create_purifier
 
 STUDIES = sorted(Path("experiments/transfer").resolve().glob("*.yaml"))
 CPU = torch.device("cpu")
@@ -568,6 +569,40 @@ def test_reports__no_blind_figure_is_a_headline(study, content, tmp_path):
         spread = list(csv.DictReader(stream))
     assert [row["acc_robust"] for row in spread] == [str(row["acc_robust"]) for row in rows]
     assert (runs / "heatmap-digits.png").stat().st_size > 0
+
+
+def test_reports__what_a_purifier_was_trained_on_is_in_its_file_unless_the_study_says_it(study, content, tmp_path):
+    for name, provenance in (("mine", {"data": "birds"}), ("other", {"data": "cats"}), ("silent", None)):
+        torch.manual_seed(0)
+        purifier = create_purifier("maep_conv_patch4_32", width=16, depth=1, heads=2, decoder_width=16, decoder_heads=2)
+        purifier.save_pretrained(tmp_path / f"{name}.safetensors", provenance)
+    mine, other, silent = (f"{tmp_path / name}.safetensors" for name in ("mine", "other", "silent"))
+    origins = {
+        mine: "birds",
+        f"noise:8/255,seed=0+{mine}": "birds",
+        f"noise:8/255,seed=0+mix:0.5,start={mine},end={other}": "birds and cats",
+        silent: "not stated",
+        f"{silent}.lost": "not stated",
+        "noise:8/255,seed=0+median:3": "nothing",
+        "python:torch:relu": "not stated",
+    }
+    for spec, origin in origins.items():
+        assert Trained(spec).origin == origin
+        assert Trained(spec, "paint").origin == "paint"
+    content["purifiers"] = {"mine": f"noise:8/255,seed=0+{mine}", "told": {"spec": mine, "trained_on": "paint"}}
+    content["purifiers"]["median"] = "median:3"
+    said = {"mine": "birds", "told": "paint", "median": "nothing"}
+    content["grids"]["blind"] |= {"purifier": [*said], "threats": "none"}
+    runs = tmp_path / "runs" / "study"
+    run.measure(study(), runs, CPU)
+    report = (runs / "report.md").read_text()
+    lines = [line.strip("| ").split(" | ")[:2] for line in report.splitlines() if line.startswith("| ")]
+    assert {name: origin for name, origin in lines if name != "purifier"} == said
+    with (runs / "results.csv").open() as stream:
+        assert {row["purifier"]: row["trained_on"] for row in csv.DictReader(stream) if row["purifier"]} == said
+    for cell in study().cells:
+        text = (runs / cell.folder / "report.md").read_text()
+        assert f"Trained on: {said[cell.purifier]} (purifier)." in text
 
 
 def test_reports__the_worst_of_all_blind_is_counted_image_by_image(tmp_path):

@@ -31,24 +31,35 @@ def load_trained(path: str | Path) -> PretrainedPurifier:
     )
 
 
-def trained_on(purifier: nn.Module | None) -> str:
-    """What the files of a purifier say that it was trained on, for a report.
+def training_data(purifier: nn.Module | None) -> str | None:
+    """The data that the files of a purifier say that it was trained on.
 
     Args:
         purifier: The purifier, whatever is before or around the trained ones in it; None without one.
 
     Returns:
-        The data of the last stage of each; `not stated` where weights are of unknown origin, or there are none.
+        The data of the last stage of each; None where weights are of unknown origin, or there are none.
     """
     modules = [] if purifier is None else list(purifier.modules())
     trained = [module for module in modules if isinstance(module, PretrainedPurifier)]
     known = {weight for module in trained for weight in module.parameters()}
     if not trained or known != {weight for module in modules for weight in module.parameters()}:
-        return "not stated"
+        return None
     stated = [module.trained_on for module in trained]
-    if None in stated:
-        return "not stated"
-    return f"{' and '.join(dict.fromkeys(map(str, stated)))} (the purifier's last stage, as its file says)"
+    return None if None in stated else " and ".join(dict.fromkeys(map(str, stated)))
+
+
+def trained_on(purifier: nn.Module | None) -> str:
+    """What the files of a purifier say that it was trained on, for a report.
+
+    Args:
+        purifier: As in `training_data`.
+
+    Returns:
+        That data and where it is said; `not stated` where it is not.
+    """
+    data = training_data(purifier)
+    return "not stated" if data is None else f"{data} (the purifier's last stage, as its file says)"
 
 
 def mix_weights(share: float, start: str, end: str) -> PretrainedPurifier:
