@@ -3,8 +3,9 @@
 include experiments/study.mk
 $(call known-scale,transfer,$(patsubst experiments/transfer/%.yaml,%,$(wildcard experiments/transfer/*.yaml)),$(SCALE))
 
-# CIFAR-100 has no public classifier in the data folder: one is trained once the images are there, where the study asks for it.
-CIFAR100 := $(wildcard $(or $(MAEP_DATA_DIR),data)/cifar-100-python)
+# CIFAR-100 has no public classifier in the data folder: one is trained once the images are there, where its grid is measured.
+CIFAR100 := $(if $(filter --preview,$(TRANSFER_ARGS)),,$(if $(filter cifar100,$(or $(GRID),cifar100)),\
+  $(wildcard $(or $(MAEP_DATA_DIR),data)/cifar-100-python)))
 CIFAR100_RUN := runs/transfer/cifar100-$(SCALE)
 $(eval $(call maep-classifier,configs/cifar100,$(CIFAR100_RUN),$($(SCALE).overlays),$($(SCALE).classifier) \
   --model.init_args.classifier resnet20))

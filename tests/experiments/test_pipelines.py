@@ -61,6 +61,28 @@ def test_gpu__trains_at_the_learning_rates_that_were_measured_with_smaller_batch
         assert float(base_lr) * (int(own[0]) if own else batch) == pytest.approx(measured), path
 
 
+@pytest.mark.parametrize("scale", ["cpu", "gpu"])
+@pytest.mark.parametrize(
+    ("words", "trained"),
+    [
+        ([], True),
+        (["GRID=cifar100"], True),
+        (["GRID=attacks cifar100 l2", "TRANSFER_ARGS=--device cpu"], True),
+        (["GRID=attacks"], False),
+        (["TRANSFER_ARGS=--preview"], False),
+        (["GRID=cifar100", "TRANSFER_ARGS=--device cpu --preview"], False),
+    ],
+)
+def test_transfer__trains_the_classifier_of_cifar100_where_its_grid_is_measured(
+    dry_run, tmp_path, scale, words, trained
+):
+    (tmp_path / "cifar-100-python").mkdir()
+    done = dry_run("transfer", f"SCALE={scale}", f"CIFAR100_RUN={tmp_path}/run", *words)
+    assert done.returncode == 0, done.stderr
+    assert "experiments.transfer.run" in done.stdout
+    assert (" fit --config configs/cifar100/classifier.yaml" in done.stdout) == trained
+
+
 def test_attention__is_chosen_for_studies_alone(make, tmp_path):
     """What the programs that make starts find in their environment."""
     for name in ("Makefile", "setup.cfg", "pyproject.toml", "configs", "experiments"):
