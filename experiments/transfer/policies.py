@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from maep_lightning.functional.tiles import seam_ratio
 from maep_lightning.models.policies import apply_policy
-from maep_lightning.models.purifier import Purifier
+from maep_lightning.models.registry import load_purifier
 
 
 def peak() -> int:
@@ -24,7 +24,7 @@ def peak() -> int:
 def main() -> None:
     """Purify one image with its gradient, for time and memory, and all of them for the seams."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("purifier", help="file or name of a purifier with patches of 4 pixels")
+    parser.add_argument("purifier", help="a text of `load_purifier`, of one with patches of 4 pixels")
     parser.add_argument("policy")
     parser.add_argument("side", type=int)
     parser.add_argument("chunk", type=int)
@@ -38,7 +38,7 @@ def main() -> None:
     torch.manual_seed(0)
     images = (images + torch.randn_like(images).sign() * 4 / 255).clamp(0, 1)
 
-    served = apply_policy(Purifier.from_pretrained(options.purifier), options.policy, options.chunk)
+    served = apply_policy(load_purifier(options.purifier), options.policy, options.chunk)
     served.requires_grad_(False)
     one = images[:1].clone().requires_grad_()
     before, started = peak(), time.monotonic()
