@@ -1,13 +1,16 @@
 """Shared by all tests: no network, no accelerator, no settings of the person who runs them."""
 
+import hashlib
 import importlib.util
 import os
+import pickle
 import re
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -86,3 +89,54 @@ def squares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     forget()
     yield forget
     forget()
+
+
+class FakeCifar(NamedTuple):
+    """Files of CIFAR's layout; `pixels` are rows of 3072 by file: 1024 red, 1024 green, 1024 blue."""
+
+    root: Path
+    pixels: dict[str, Any]
+    labels: dict[str, list[int]]
+
+
+def _write_pickle(path: Path, content: dict[str, Any]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(content))
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def _fabricate(cls: Any, root: Path, monkeypatch: pytest.MonkeyPatch, per_file: int) -> FakeCifar:
+    """Tiny files in the published layout; the class is told their checksums, the checking itself stays real."""
+    import numpy as np
+
+    rng = np.random.RandomState(0)
+    classes, label_key = (100, "fine_labels") if cls.__name__ == "CIFAR100" else (10, "labels")
+    pixels, labels = {}, {}
+    for attribute in ("train_list", "test_list"):
+        listing = []
+        for name, _ in getattr(cls, attribute):
+            pixels[name] = rng.randint(0, 256, (per_file, 3072), dtype=np.uint8)
+            labels[name] = [(i * 7) % classes for i in range(per_file)]
+            md5 = _write_pickle(root / cls.base_folder / name, {"data": pixels[name], label_key: labels[name]})
+            listing.append([name, md5])
+        monkeypatch.setattr(cls, attribute, listing)
+    names = [f"class{i}" for i in range(classes)]
+    md5 = _write_pickle(root / cls.base_folder / cls.meta["filename"], {cls.meta["key"]: names})
+    monkeypatch.setattr(cls, "meta", {**cls.meta, "md5": md5})
+    return FakeCifar(root, pixels, labels)
+
+
+@pytest.fixture
+def fake_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCifar:
+    """CIFAR-10 in `data`, 20 images a file."""
+    from torchvision import datasets
+
+    return _fabricate(datasets.CIFAR10, tmp_path / "data", monkeypatch, per_file=20)
+
+
+@pytest.fixture
+def fake_cifar100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCifar:
+    """CIFAR-100 in `data`, 200 images a file."""
+    from torchvision import datasets
+
+    return _fabricate(datasets.CIFAR100, tmp_path / "data", monkeypatch, per_file=200)

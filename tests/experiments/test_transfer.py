@@ -12,7 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
-from experiments.transfer import run
+from experiments.transfer import policies, run
 from experiments.transfer.heatmap import column_of, draw_heatmap, lowest
 from experiments.transfer.matrix import Cell, Trained, read_study
 from experiments.transfer.measured import Measured
@@ -470,6 +470,52 @@ def test_optional_grids__are_skipped_until_their_files_are_there(study, content,
     # The limit takes the classes evenly.
     labels = run.Materials(study(), CPU).images("photos", 4).labels
     assert labels.bincount().tolist() == [2, 2]
+
+
+def test_cifar100__comes_from_its_files_to_a_row(study, content, tmp_path, fake_cifar100):
+    torch.manual_seed(0)
+    path, trained = tmp_path / "hundred.safetensors", create_classifier("resnet8", 100)
+    images = torch.from_numpy(fake_cifar100.pixels["test"][:4].reshape(4, 3, 32, 32)) / 255
+    labels = torch.tensor(fake_cifar100.labels["test"][:4])
+    optimizer = torch.optim.Adam(trained.parameters(), 0.01)
+    for _ in range(30):  # four images by heart, in the statistics of which it is judged
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(trained(images), labels).backward()
+        optimizer.step()
+    save_classifier(trained, path, "resnet8", 100)
+    content["classifiers"]["small"] = str(path)
+    content["datasets"] = {"cifar100": None}
+    content["purifiers"] = {"identity": "identity", "blur": "gaussian:0.5"}
+    content["grids"]["blind"] |= {"dataset": "cifar100", "purifier": ["identity", "blur"], "optional": True}
+    content["grids"]["blind"]["threats"] = ["blind:fgsm", "whitebox:apgd-ce"]
+    runs = tmp_path / "runs" / "study"
+    run.measure(study(), runs, CPU)
+    with torch.no_grad():
+        right = float((trained.eval()(images).argmax(1) == labels).float().mean())
+    assert right > 0.5  # of a hundred classes
+    rows = json.loads((runs / "results.json").read_text())["rows"]
+    assert {(row["dataset"], row["n"]) for row in rows} == {("cifar100", 4)}
+    assert {row["acc_undefended_clean"] for row in rows} == {right}
+    bare = {row["threat"]: row["acc_robust"] for row in rows if row["purifier"] == "identity"}
+    assert bare["none"] == right
+    assert bare["worst"] <= bare["blind"] <= right
+    with (runs / "results.csv").open() as stream:
+        assert {row["purifier"] for row in csv.DictReader(stream)} == {"", "identity", "blur"}
+    report = (runs / "report.md").read_text()
+    assert len([line for line in report.splitlines() if line.startswith(("| identity |", "| blur |"))]) == 2
+    assert "![accuracy by system and attack](heatmap-cifar100.png)" in report
+
+
+@pytest.mark.parametrize("purifier", ["maep_conv_patch4_32_cifar10", "noise:8/255,seed=0+maep_conv_patch4_32_cifar10"])
+def test_policies__of_any_purifier_are_a_row(purifier, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "image.png"
+    Image.fromarray(np.random.RandomState(0).randint(0, 256, (80, 80, 3), dtype=np.uint8)).save(path)
+    monkeypatch.setattr("sys.argv", ["policies.py", purifier, "tile", "64", "2", str(path)])
+    policies.main()
+    policy, side, chunk, seconds, _, *seams = capsys.readouterr().out.strip("| \n").split(" | ")
+    assert (policy, side, chunk) == ("tile", "64", "2")
+    assert float(seconds) >= 0
+    assert all(float(seam) > 0 for seam in seams)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta:x"])
