@@ -10,7 +10,7 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from functools import cache, partial
@@ -42,7 +42,11 @@ CHECKED = 64
 """Images of a data set that a classifier is looked at with before it is attacked; more where they leave it open."""
 
 
-OPTIONS = {"run_dir": "a folder below `--runs`", "classifier_name": "the classifier's `name`"}
+OPTIONS = {
+    "run_dir": "a folder below `--runs`",
+    "classifier_name": "the classifier's `name`",
+    "--data.init_args.download": "what every grid that is not `optional` does where files are missing",
+}
 """What options of `lightning test`, which messages name, are called here; those of data sets keep their names."""
 
 
@@ -61,10 +65,11 @@ class Materials:
     Args:
         study: The study.
         device: Where the networks go.
+        fetched: Data sets that are downloaded where files are missing, if they can be.
     """
 
-    def __init__(self, study: Study, device: torch.device) -> None:
-        self.study, self.device = study, device
+    def __init__(self, study: Study, device: torch.device, fetched: Container[str] = ()) -> None:
+        self.study, self.device, self.fetched = study, device, fetched
         self.classifier, self.purifier, self.images = map(cache, (self._classifier, self._purifier, self._images))
 
     def bench(self, cell: Cell) -> Bench:
@@ -122,7 +127,15 @@ class Materials:
         return apply_policy(purifier, policy).eval().requires_grad_(False).to(self.device)
 
     def _images(self, name: str, n: int) -> LabelledImages:
-        return self._source(name).test_images(n)
+        source = self._source(name)
+        if name in self.fetched:
+            try:
+                source.load("test")
+            except FileNotFoundError:
+                place = source.root_path.absolute()
+                say(f"{name} is not in {place}, and is fetched into it if it can be: {source.spec.how_to_get}")
+                source.load("test", download=True)
+        return source.test_images(n)
 
     def _source(self, name: str) -> ImageSource:
         try:
@@ -268,7 +281,9 @@ def measure(study: Study, runs: Path, device: torch.device, part: Study | None =
     Raises:
         ValueError: If something cannot be measured as it is asked for.
     """
-    started, materials, attacks = time.monotonic(), Materials(study, device), runs.parent / "attacks"
+    started, attacks = time.monotonic(), runs.parent / "attacks"
+    needed = {cell.dataset for cell in (part or study).cells if not cell.optional}
+    materials = Materials(study, device, fetched=needed)
     costs: dict[Cell, float] = {}
     planned: set[Path] = set()
     ready = present(joined(part or study, study, runs, materials.named), materials)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torchvision import datasets
 
 from experiments.transfer import policies, run
 from experiments.transfer.heatmap import column_of, draw_heatmap, lowest
@@ -470,6 +471,66 @@ def test_optional_grids__are_skipped_until_their_files_are_there(study, content,
     # The limit takes the classes evenly.
     labels = run.Materials(study(), CPU).images("photos", 4).labels
     assert labels.bincount().tolist() == [2, 2]
+
+
+@pytest.fixture
+def without_cifar(content, fake_cifar10, tmp_path, monkeypatch):
+    """Takes CIFAR-10 out of the data folder of a study of it; the folders that it was downloaded into since."""
+    (fake_cifar10.root / "cifar-10-batches-py").rename(tmp_path / "published")
+    content["datasets"] = {"cifar10": None}
+    content["grids"]["blind"] |= {"dataset": "cifar10", "purifier": "blur"}
+    places = []
+
+    def download(self):
+        places.append(Path(self.root))
+        shutil.copytree(tmp_path / "published", Path(self.root) / self.base_folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr(datasets.CIFAR10, "download", download)
+    return places
+
+
+@pytest.mark.parametrize("left", [None, "test_batch"])
+def test_data_set__that_is_missing_is_downloaded_into_the_data_folder(
+    study, without_cifar, evaluated, tmp_path, capsys, left
+):
+    if left:  # of a download that was broken off
+        (tmp_path / "data" / "cifar-10-batches-py").mkdir(parents=True)
+        shutil.copy(tmp_path / "published" / left, tmp_path / "data" / "cifar-10-batches-py")
+    for _ in range(2):
+        run.measure(study(), tmp_path / "runs" / "study", CPU)
+    assert evaluated == ["blur"]
+    assert without_cifar == [tmp_path / "data"]
+    said = capsys.readouterr().err
+    assert (
+        said.count(f"cifar10 is not in {tmp_path / 'data'}, and is fetched into it if it can be: https://www.cs.") == 1
+    )
+    assert "cifar-10-python.tar.gz (170 MB)" in said
+
+
+def test_data_set__of_optional_grids_is_not_downloaded(study, content, without_cifar, tmp_path, capsys):
+    content["grids"]["blind"]["optional"] = True
+    content["grids"]["needed"] = content["grids"]["blind"] | {"dataset": "digits", "optional": False}
+    content["datasets"]["digits"] = None
+    run.measure(study(), tmp_path / "runs" / "study", CPU)
+    said = capsys.readouterr().err
+    assert "1 cells skipped, cifar10: CIFAR10 was not found" in said
+    assert "--data.init_args.download is what every grid that is not `optional` does where files are missing" in said
+    assert without_cifar == []
+
+
+def test_data_set__that_cannot_be_downloaded_is_said_with_advice_that_fits(
+    study, without_cifar, tmp_path, evaluated, monkeypatch
+):
+    def no_network(self):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(datasets.CIFAR10, "download", no_network)
+    with pytest.raises(ValueError, match=r"on cifar10 .*download failed: no route to host") as found:
+        run.measure(study(), tmp_path / "runs" / "study", CPU)
+    assert "init_args.download" not in str(found.value)
+    assert "MAEP_DATA_DIR" in str(found.value)
+    assert "--data.init_args.root is the data set's `root`" in str(found.value)
+    assert evaluated == []
 
 
 def test_cifar100__comes_from_its_files_to_a_row(study, content, tmp_path, fake_cifar100):
