@@ -85,10 +85,11 @@ def draw_heatmap(dataset: str, systems: Mapping[tuple[str, ...], Rows], path: Pa
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True, width_ratios=[len(p[2]) for p in panels])[0]
     for axis, ((norm, eps), values, columns) in zip(axes, panels, strict=True):
         shares = np.full((len(names), len(columns)), np.nan)
-        marks = np.full(shares.shape, "·")
+        marks, alone = np.full(shares.shape, "·"), np.full(shares.shape, "")
         for (name, column), row in values.items():
             place = names.index(name), columns.index(column)
             marks[place] = "?"
+            alone[place] = "*" if row.get("attacks", 2) < 2 else ""
             if row["acc_robust"] is not None:
                 shares[place] = row["acc_robust"]
         axis.set_facecolor("0.92")
@@ -96,7 +97,7 @@ def draw_heatmap(dataset: str, systems: Mapping[tuple[str, ...], Rows], path: Pa
         for (down, across), share in np.ndenumerate(shares):
             unknown = marks[down, across], "0.6"
             text, colour = unknown if np.isnan(share) else (f"{100 * share:.0f}", "w" if share < 0.6 else "k")
-            axis.text(across, down, text, ha="center", va="center", fontsize=8, color=colour)
+            axis.text(across, down, text + alone[down, across], ha="center", va="center", fontsize=8, color=colour)
         counts = sorted({row["n"] for row in values.values()})
         said = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}, see the table"
         axis.set_title(f"{norm} eps {eps}, {said}", fontsize=10)
@@ -111,7 +112,7 @@ def draw_heatmap(dataset: str, systems: Mapping[tuple[str, ...], Rows], path: Pa
     axes[0].set_yticks(range(len(names)), labels, fontsize=8)
     figure.subplots_adjust(wspace=0.08)
     figure.colorbar(image, ax=axes, label="accuracy", pad=0.01, fraction=0.02)
-    legend = "· not measured; ? incomplete"
+    legend = "· not measured; ? incomplete; * of one attack at most"
     title = f"{dataset}: accuracy in %; attacks on the bare classifier (blind)\nunless named otherwise; {legend}"
     figure.suptitle(title, fontsize=11, y=0.9 + 0.75 / figure.get_figheight())
     path.parent.mkdir(parents=True, exist_ok=True)

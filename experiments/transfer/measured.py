@@ -20,7 +20,8 @@ COLUMNS = (
     *("dataset", "split", "n", "classifier", "purifier", "policy", "threat", "attack", "norm", "eps"),
     *("acc_undefended_clean", "acc_clean", "acc_robust", "complete", "seconds"),
 )
-"""What every row has besides its interval; the readings of stochastic systems are in `results.json` only."""
+"""What every row has besides its interval; the readings of stochastic systems, and of how many attacks the worst of all
+blind is, are in `results.json` only."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,9 @@ class Measured:
 
     Attributes:
         cell: The cell.
-        rows: As `results.json` has them, and the worst of the blind attacks; without the worst of all where no
-            attacker meets the purifier, since then it would be a headline of blind attacks.
+        rows: As `results.json` has them, and the worst of the blind attacks, with their number but for random noise as
+            `attacks`; without the worst of all where no attacker meets the purifier, since then it would be a headline
+            of blind attacks.
         commit: Of the code that measured it.
     """
 
@@ -61,7 +63,9 @@ class Measured:
         rows = [row for row in rows if cell.knowing or row["threat"] != "worst"]
         if cell.blind:
             title = f"worst of {', '.join(cell.blind)}"
-            rows.insert(len(rows) - cell.knowing, _worst(cell, cell.blind, "blind_worst", title, rows[-1], audit))
+            attacks = sum(cell.plan.named[text].kind != "noise" for text in cell.blind)
+            blind = _worst(cell, cell.blind, "blind_worst", title, rows[-1], audit)
+            rows.insert(len(rows) - cell.knowing, blind | {"attacks": attacks})
         named = {"purifier": cell.purifier, "policy": cell.policy}
         rows = [row if row["purifier"] is None else row | named for row in rows]
         if cell.budget:  # the other titles have theirs

@@ -42,7 +42,8 @@ def write_reports(study: Study, measured: Sequence[Measured], run: dict[str, Any
             lines += [f"### {norm} eps {eps}", "", *table(study, part), ""]
     lines += [
         "A figure keeps so much of the undefended classifier's clean accuracy on the same images (retention). Intervals"
-        " are Wilson, 95 %. Every attack by itself is in results.csv.",
+        " are Wilson, 95 %. Every attack by itself is in results.csv. The worst of all blind is of the attacks that"
+        " were measured, AutoAttack counted as one and random noise as none; those of unequal numbers do not compare.",
         "",
         f"Seed {run['seed']}; {run['hardware']}; {run['seconds'] / 60:.0f} process-minutes of attacking and judging;"
         f" measured at {', '.join(commit[:7] for commit in commits) or 'no commit'}; last command `{run['command']}`.",
@@ -153,7 +154,8 @@ def table(study: Study, systems: dict[Key, list[Measured]]) -> list[str]:
         clean, head = next(row for row in rows.values() if row["threat"] == "none"), headline(cells)
         cells_ = [
             purifier, _trained_on(study, purifier), policy, classifier, str(n),
-            percent(clean["acc_undefended_clean"]), percent(clean["acc_clean"]), _figure(blind, n), _figure(worst, n),
+            percent(clean["acc_undefended_clean"]), percent(clean["acc_clean"]), _figure(blind, n),
+            _figure(worst, n) + _counted(worst),
             "; ".join(f"{_figure(row, n)} ({row['attack']})" for row in white) or _figure(None), _figure(head, n),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells_)} |")
@@ -170,6 +172,11 @@ def _figure(row: Row | None, n: int | None = None) -> str:
         return f"incomplete, within {interval}"
     others = f", n = {row['n']}" if n is not None and row["n"] != n else ""
     return f"{percent(row['acc_robust'])} ({interval}{others}), keeps {percent(retention(row))}"
+
+
+def _counted(row: Row | None) -> str:
+    """Of how many attacks the worst of all blind is."""
+    return "" if row is None else f", of {row['attacks']} attack{'' if row['attacks'] == 1 else 's'}"
 
 
 def _trained_on(study: Study, purifier: str) -> str:

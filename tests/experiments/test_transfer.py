@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from torchvision import datasets
 
@@ -712,6 +713,34 @@ def test_reports__what_a_purifier_was_trained_on_is_in_its_file_unless_the_study
         assert f"Trained on: {said[cell.purifier]} (purifier)." in text
 
 
+def test_reports__the_worst_of_all_blind_says_of_how_many_attacks_it_is(study, content, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(
+        "experiments.transfer.heatmap.FigureCanvasAgg",
+        lambda figure: figures.append(figure) or FigureCanvasAgg(figure),
+    )
+    grid = content["grids"].pop("blind")
+    content["grids"] = {
+        "one": grid | {"purifier": "blur", "threats": ["blind:fgsm"]},
+        "two": grid | {"purifier": "median", "threats": ["noise", "blind:fgsm", "blind:bim", "whitebox:fgsm"]},
+    }
+    runs = tmp_path / "runs" / "study"
+    run.measure(study(), runs, CPU)
+    report = (runs / "report.md").read_text()
+    lines = {
+        line.split(" | ")[0].strip("| "): line.split(" | ") for line in report.splitlines() if "| native |" in line
+    }
+    assert lines["blur"][8].endswith(", of 1 attack")
+    assert lines["median"][8].endswith(", of 2 attacks")
+    assert all("attack" not in cell for line in lines.values() for cell in (*line[:8], line[10]))
+    axis = figures[-1].axes[0]
+    column = [label.get_text() for label in axis.get_xticklabels()].index("worst of\nall blind")
+    starred = [text.get_position() for text in axis.texts if text.get_text().endswith("*")]
+    assert starred == [(column, 0)]
+    with (runs / "results.csv").open() as stream:
+        assert "attacks" not in csv.DictReader(stream).fieldnames
+
+
 def test_reports__the_worst_of_all_blind_is_counted_image_by_image(tmp_path):
     cell = Cell(
         "digits", "c", "p", "native", "Linf", "8/255", 4, 4, 0, threats=("none", "blind:fgsm", "blind:bim", "bpda")
@@ -725,6 +754,7 @@ def test_reports__the_worst_of_all_blind_is_counted_image_by_image(tmp_path):
     (tmp_path / "audit.csv").write_text("\n".join(["index,rung,status", *lines]) + "\n")
     blind, worst = Measured.read(cell, tmp_path).rows
     assert (blind["threat"], blind["acc_robust"], worst["threat"]) == ("blind_worst", 0.5, "worst")
+    assert (blind["attacks"], "attacks" in worst) == (2, False)
     assert blind["ci95"] == pytest.approx([0.150039, 0.849961], abs=1e-6)  # Wilson's formula by hand, 2 of 4
 
 
@@ -768,17 +798,18 @@ def test_reports__of_several_cells_of_a_system_the_worst_counts_not_that_with_mo
     def measured(n, left, attacks):
         cell = Cell("digits", "c", "p", "native", "Linf", "8/255", n, 4, 0, threats=("none", *attacks, "bpda"))
         kinds = ("none", ""), ("blind_worst", f"worst of {attacks}"), ("worst", f"worst of {attacks}, bpda")
-        rows = (row | {"n": n, "acc_robust": left, "threat": threat, "attack": title} for threat, title in kinds)
-        return Measured(cell, tuple(rows))
+        more = {"n": n, "acc_robust": left, "attacks": len(attacks)}
+        return Measured(cell, tuple(row | more | {"threat": threat, "attack": title} for threat, title in kinds))
 
-    weak, strong = measured(200, 0.5, ["blind"]), measured(100, 0.25, ["blind:mi-fgsm"])
+    weak, strong = measured(200, 0.5, ["blind"]), measured(100, 0.25, ["blind", "blind:mi-fgsm"])
     fewer = measured(50, 0.125, ["blind"])  # the attacks of the first on fewer images say less
     cells = [weak, strong, fewer]
     study = read_study(STUDIES[0])
     study.purifiers["p"] = study.purifiers["maep"]
     assert headline(cells)["acc_robust"] == 0.25
     *_, worst, _, head = table(study, {weak.key: cells})[-1].removesuffix(" |").split(" | ")
-    assert worst == head == "25.0 % (0.0 to 100.0, n = 100), keeps 25.0 %"
+    assert head == "25.0 % (0.0 to 100.0, n = 100), keeps 25.0 %"
+    assert worst == f"{head}, of 2 attacks"
 
 
 def test_reports__the_headline_is_never_above_another_figure_of_its_line():
@@ -855,6 +886,7 @@ def open_rows():
             tuple(
                 system
                 | {"threat": threat, "attack": threat, "acc_robust": left, "ci95": ends, "complete": left is not None}
+                | ({"attacks": 1} if threat == "blind_worst" else {})
                 for threat, (left, *ends) in found.items()
             ),
         )
@@ -892,7 +924,7 @@ def test_reports__an_incomplete_worst_of_all_blind_does_not_lose_to_a_weaker_one
     study = read_study(STUDIES[0])
     study.purifiers["p"] = study.purifiers["maep"]
     line = table(study, {weak.key: [weak, strong]})[-1]
-    assert "| incomplete, within 10.0 to 50.0 | not measured | not measured |" in line
+    assert "| incomplete, within 10.0 to 50.0, of 1 attack | not measured | not measured |" in line
     rows = {row["attack"]: row for row in (*weak.rows, *strong.rows) if row["threat"] == "blind_worst"}
     assert lowest(rows.values())["acc_robust"] is None
 
