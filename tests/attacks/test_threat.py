@@ -22,7 +22,12 @@ def test_epsilon__refuses_what_is_no_radius(text):
         Epsilon(text)
 
 
-def test_check_radius__hints_at_a_forgotten_division():
-    with pytest.raises(ValueError, match="Did you mean 8/255"):
-        check_radius(8.0, "Linf")
-    check_radius(3.0, "L2")
+@pytest.mark.parametrize(("eps", "norm"), [(8.0, "Linf"), (1.5, "Linf"), (36.0, "L2"), (128.0, "L2")])
+def test_check_radius__hints_at_a_forgotten_division(eps, norm):
+    with pytest.raises(ValueError, match=rf"larger than .* in {norm}\. Did you mean {eps:g}/255\? Write it so"):
+        check_radius(eps, norm)
+
+
+@pytest.mark.parametrize(("eps", "norm"), [(1.0, "Linf"), (5.0, "L2"), (12.2, "L2"), (60.0, "L1"), (2000.0, "L1")])
+def test_check_radius__takes_what_is_in_use(eps, norm):
+    check_radius(eps, norm)

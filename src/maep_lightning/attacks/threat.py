@@ -39,6 +39,15 @@ class Epsilon(float):
         return type(self), (self.text,)
 
 
+LARGEST: dict[Norm, float] = {"Linf": 1.0, "L2": 16.0, "L1": float("inf")}
+"""The largest radius that can be meant; what is beyond is a forgotten division by 255.
+
+In Linf it is the whole pixel range. In L2 the ball of 16 holds that of Linf 8/255 at 224 pixels, whose corners are
+sqrt(3 * 224 * 224) * 8/255 = 12.2 away, while radii written in 255ths begin at 36/255. In L1 no bound tells both apart:
+60 is in use, and so is 3000/255.
+"""
+
+
 def check_radius(eps: float, norm: Norm) -> None:
     """Refuse a radius that cannot be meant.
 
@@ -47,9 +56,8 @@ def check_radius(eps: float, norm: Norm) -> None:
         norm: The norm it is measured in.
 
     Raises:
-        ValueError: If an Linf radius is above 1, which is a forgotten division by 255.
+        ValueError: If it is above that of `LARGEST`, which is a forgotten division by 255.
     """
-    if norm == "Linf" and eps > 1:
-        raise ValueError(
-            f"eps = {eps} is larger than the whole pixel range [0, 1] in Linf. Did you mean {eps:g}/255? Write it so."
-        )
+    if eps > LARGEST[norm]:
+        why = "the whole pixel range [0, 1]" if norm == "Linf" else f"any radius in use ({LARGEST[norm]:g} at most)"
+        raise ValueError(f"eps = {eps} is larger than {why} in {norm}. Did you mean {eps:g}/255? Write it so.")

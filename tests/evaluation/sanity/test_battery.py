@@ -10,7 +10,7 @@ from maep_lightning.evaluation import evaluate
 from maep_lightning.evaluation.ledger import Status
 from maep_lightning.evaluation.sanity.battery import battery, weaker_rungs
 from maep_lightning.evaluation.sanity.findings import Case
-from maep_lightning.evaluation.sanity.probes import preconditions
+from maep_lightning.evaluation.sanity.probes import monotone, preconditions
 from maep_lightning.evaluation.summary import Outcome
 
 pytestmark = pytest.mark.usefixtures("_no_figure")
@@ -217,6 +217,12 @@ def test_battery__runs_for_every_norm_and_number_of_classes(linear, changes, cla
     found = battery(case_of(linear, linear.Linear(classes), plan=changes, samples=8), strict=False)
     assert [check for check in found.checks if "could not be run" in check.detail] == []
     assert found.failed == ()
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", "0.7"), ("L2", "12")])
+def test_monotone__doubles_no_radius_beyond_what_attacks_take(linear, norm, eps):
+    found = monotone(case_of(linear, plan={"norm": norm, "eps": eps}, samples=4))
+    assert (found.verdict, found.numbers["broken_double"]) == ("pass", 4)
 
 
 def outcome(name, *statuses):

@@ -7,7 +7,7 @@ from maep_lightning.attacks.autoattack import AutoAttackSettings, Component, run
 from maep_lightning.attacks.bpda import StraightThrough
 from maep_lightning.attacks.simple import simple_attack
 from maep_lightning.attacks.target import Target
-from maep_lightning.attacks.threat import Epsilon, Norm
+from maep_lightning.attacks.threat import LARGEST, Epsilon, Norm
 from maep_lightning.evaluation.judging import TOLERANCE, confine, distance, judge
 from maep_lightning.evaluation.ledger import Status
 from maep_lightning.evaluation.rungs import CLEAN, UNDEFENDED
@@ -35,8 +35,8 @@ def unbounded(case: Case) -> Finding:
 
 def monotone(case: Case) -> Finding:
     """S4: what breaks at a radius breaks at a larger one."""
-    eps, ceiling = float(case.plan.eps), 1.0 if case.plan.norm == "Linf" else float("inf")
-    radii = [eps / 2, eps, min(2 * eps, ceiling)]
+    eps = float(case.plan.eps)
+    radii = [eps / 2, eps, min(2 * eps, LARGEST[case.plan.norm])]
     broken = [_apgd(case, case.whole, Epsilon(radius), _steps(case)) for radius in radii]
     numbers = {
         f"broken_{name}": float(mask.sum()) for name, mask in zip(("half", "eps", "double"), broken, strict=True)
