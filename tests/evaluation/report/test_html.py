@@ -1,11 +1,13 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 import torch
 
+from maep_lightning.data import ImageSource
 from maep_lightning.evaluation import Subject, evaluate
 from maep_lightning.evaluation.ledger import Ledger, Status
 from maep_lightning.evaluation.report.html import staircase
@@ -122,3 +124,29 @@ def test_admissible__names_each_reason(finished, linear, tmp_path):
         patch.setattr("maep_lightning.evaluation.report.write.draw", lambda *args: None)
         other = evaluate(*case, blind, tmp_path, subject=Subject(dataset="cifar10"), progress=False, sanity=0)
     assert {"24 of 10000 images", "the white-box rung was not climbed"} <= set(reasons_against(other))
+
+
+def on(results, dataset, n, eps):
+    values = results.manifest.values | {"n": n, "norm": "Linf", "eps": eps}
+    subject = replace(results.subject, dataset=dataset)
+    return replace(results, subject=subject, manifest=replace(results.manifest, values=values))
+
+
+@pytest.mark.parametrize(
+    ("image_list", "n", "objections"),
+    [
+        ("lists/imagenet_test_image_ids.txt", 5000, []),
+        ("lists/imagenet_test_image_ids.txt", 200, ["200 of 5000 images"]),
+        ("lists/imagenet_test_image_ids.txt", 5001, ["the 5000 images of its imagenet_test_image_ids.txt"]),
+        ("mine.txt", 5000, ["the 5000 images of its imagenet_test_image_ids.txt"]),
+        (None, 5000, ["give that file as image_list"]),
+        (None, 1000, ["give that file as image_list", "1000 of 5000 images"]),
+    ],
+)
+def test_admissible__of_imagenet_are_the_images_of_the_list(finished, image_list, n, objections):
+    accepted = on(finished[1], "cifar10", 10_000, "8/255")
+    results = on(finished[1], ImageSource("imagenet", image_list=image_list).title, n, "4/255")
+    more = [reason for reason in reasons_against(results) if reason not in reasons_against(accepted)]
+    assert len(more) == len(objections)
+    assert all(part in reason for part, reason in zip(objections, more, strict=True))
+    assert robustbench_fields(results)["dataset"] == "imagenet"

@@ -12,6 +12,9 @@ BOARDS = {
 }
 """Data set, norm and radius of the leaderboards, and how many images they count (RobustBench's README)."""
 
+IMAGE_LIST = "imagenet_test_image_ids.txt"
+"""RobustBench's list of the images that its leaderboard of ImageNet counts; told by its name, since it is not shipped."""
+
 
 def reasons_against(results: Results) -> list[str]:
     """Why RobustBench would not take the white-box figure; empty where nothing is known against it.
@@ -19,13 +22,19 @@ def reasons_against(results: Results) -> list[str]:
     Args:
         results: Of an evaluation.
     """
-    values, dataset = results.manifest.values, results.subject.dataset
+    values, title, dataset = results.manifest.values, results.subject.dataset, _dataset(results)
     against = []
     board = BOARDS.get((dataset, values["norm"], values["eps"]))
     if board is None:
-        against.append(f"there is no leaderboard for {dataset} {values['norm']} {values['eps']}")
-    elif values["n"] < board:
-        against.append(f"{values['n']} of {board} images")
+        against.append(f"there is no leaderboard for {title} {values['norm']} {values['eps']}")
+    else:
+        if dataset == "imagenet" and (title != f"imagenet ({IMAGE_LIST})" or values["n"] > board):
+            against.append(
+                f"of ImageNet RobustBench takes the {board} images of its {IMAGE_LIST} (robustbench/helper_files in "
+                f"its repository): give that file as image_list, test_limit {board} or none"
+            )
+        if values["n"] < board:
+            against.append(f"{values['n']} of {board} images")
     if "whitebox" not in values["threats"]:
         against.append("the white-box rung was not climbed")
     elif results.plan.version != "standard" or results.plan.settings.reduced:
@@ -59,7 +68,7 @@ def robustbench_fields(results: Results) -> dict[str, Any]:
         "name": f"{results.subject.classifier} behind {results.subject.defence}"
         if defended
         else results.subject.classifier,
-        "dataset": results.subject.dataset,
+        "dataset": _dataset(results),
         "threat_model": results.manifest.values["norm"],
         "eps": results.manifest.values["eps"],
         "clean_acc": None if clean is None else f"{100 * clean:.2f}",
@@ -69,3 +78,9 @@ def robustbench_fields(results: Results) -> dict[str, Any]:
         "admissible": not against,
         "reasons_against": against,
     }
+
+
+def _dataset(results: Results) -> str:
+    """RobustBench's name of a data set, which a title has a list of images behind."""
+    title = results.subject.dataset
+    return "imagenet" if title.startswith("imagenet (") else title
