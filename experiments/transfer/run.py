@@ -27,6 +27,7 @@ from maep_lightning.data.registry import LabelledImages
 from maep_lightning.data.source import ImageSource
 from maep_lightning.evaluation import Subject, evaluate
 from maep_lightning.evaluation.cost import estimate
+from maep_lightning.evaluation.framing import check_framing
 from maep_lightning.evaluation.ledger import LedgerError
 from maep_lightning.evaluation.normalization import FURTHER, check_normalization
 from maep_lightning.evaluation.on_file import is_about, recall
@@ -114,7 +115,7 @@ class Materials:
             classifier=cell.classifier,
             purifier=named.purifier,
             policy=named.policy,
-            class_names=self._source(cell.dataset).class_names,
+            class_names=self.source(cell.dataset).class_names,
             training_data=f"{trained} (purifier)",
         )
 
@@ -127,7 +128,7 @@ class Materials:
         return apply_policy(purifier, policy).eval().requires_grad_(False).to(self.device)
 
     def _images(self, name: str, n: int) -> LabelledImages:
-        source = self._source(name)
+        source = self.source(name)
         if name in self.fetched:
             try:
                 source.load("test")
@@ -137,7 +138,12 @@ class Materials:
                 source.load("test", download=True)
         return source.test_images(n)
 
-    def _source(self, name: str) -> ImageSource:
+    def source(self, name: str) -> ImageSource:
+        """Where the images of a data set come from.
+
+        Raises:
+            ValueError: If an option is not one of its.
+        """
         try:
             return ImageSource(**self.study.datasets[name])
         except TypeError as error:
@@ -240,7 +246,8 @@ def warn(cells: Iterable[Cell], materials: Materials) -> None:
         bench = materials.bench(cell)
         more = partial(_first, bench, FURTHER)
         found = check_normalization(bench.classifier, *_first(bench, CHECKED), more=more)
-        for warning in found.warnings:
+        framing = materials.source(dataset).framing
+        for warning in (*found.warnings, *check_framing(bench.classifier, framing)):
             say(f"warning: {classifier} on {dataset}: {in_study(warning)}")
 
 

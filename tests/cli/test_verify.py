@@ -42,7 +42,9 @@ def run(tmp_path_factory):
         path = folder / "photos" / "abcdefghij"[number % 10] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.RandomState(number).randint(0, 256, (40, 44, 3), dtype=np.uint8)).save(path)
-    data = ImageDataModule("folder", folder=str(folder / "photos"), image_size=32, crop_pct=0.9, test_limit=12)
+    data = ImageDataModule(
+        "folder", folder=str(folder / "photos"), image_size=32, crop_pct=0.9, interpolation="bicubic", test_limit=12
+    )
     trainer.test(task, datamodule=data, verbose=False)
     return folder
 

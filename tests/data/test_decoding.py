@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import create_transform
 from torchvision import transforms
 
 from maep_lightning.data.decoding import Decoder, image_suffixes, read_rgb
@@ -22,6 +23,16 @@ def test_decoder__does_what_robustbench_does(tmp_path, size):
     with Image.open(path) as image:
         expected = published(image)
     assert torch.equal(Decoder(32, 28)(path).float() / 255, expected)
+
+
+@pytest.mark.oracle
+def test_decoder__bicubic_is_that_of_timm(tmp_path):
+    path = picture(tmp_path / "x.png")
+    published = create_transform(28, interpolation="bicubic", crop_pct=0.875, mean=(0, 0, 0), std=(1, 1, 1))
+    with Image.open(path) as image:
+        expected = published(image)
+    assert torch.equal(Decoder(32, 28, "bicubic")(path).float() / 255, expected)
+    assert not torch.equal(Decoder(32, 28)(path).float() / 255, expected)
 
 
 def test_decoder__test_square_lies_in_the_middle_of_the_training_square(tmp_path):

@@ -154,6 +154,15 @@ def test_photographs__are_resized_to_256_and_cropped_to_224(photos, dataset):
     assert (decoder.resize, decoder.crop) == (256, 224)
 
 
+def test_interpolation__decides_what_is_decoded(photos):
+    linear, cubic = (
+        ImageSource("folder", folder=str(photos), image_size=16, interpolation=kind).test_images(3)
+        for kind in ("bilinear", "bicubic")
+    )
+    assert torch.equal(linear.labels, cubic.labels)
+    assert not torch.equal(linear.images, cubic.images)
+
+
 def test_image_list__chooses_the_test_images(photos, tmp_path):
     (tmp_path / "few.txt").write_text("c/c_0.JPEG\na/a_1.JPEG\n")
     source = ImageSource("folder", folder=str(photos), image_list=str(tmp_path / "few.txt"), image_size=8)
@@ -185,6 +194,7 @@ def test_own_entry__needs_a_spec_and_nothing_else(photos, monkeypatch):
         ({"dataset": "imagenette", "label_space": "imagnet"}, "or imagenet, not 'imagnet'. Did you mean 'imagenet'"),
         ({"dataset": "imagenet", "image_size": 0}, "image_size must be at least 1"),
         ({"dataset": "imagenet", "crop_pct": 1.1}, "crop_pct must be above 0 and at most 1, not 1.1"),
+        ({"dataset": "imagenet", "interpolation": "bicubik"}, "bilinear or bicubic, not 'bicubik'. Did you mean 'bicu"),
         ({"dataset": "imagenets"}, "Did you mean 'imagenet'"),
     ],
 )
@@ -193,11 +203,14 @@ def test_unusable_options__are_refused(options, words):
         ImageSource(**options)
 
 
-def test_crop_pct__of_a_set_that_is_no_files_is_refused(fake_cifar10):
+def test_crop_and_interpolation__of_a_set_that_is_no_files_are_refused(fake_cifar10):
     source = ImageSource(CIFAR10.name, str(fake_cifar10.root), crop_pct=0.3)
     with pytest.raises(ValueError, match=r"cifar10 comes as images of 32x32 pixels, .*: leave crop_pct out"):
         source.load("test")
     assert ImageSource(CIFAR10.name, str(fake_cifar10.root), crop_pct=1.0).load("test") is not None
+    source = ImageSource(CIFAR10.name, str(fake_cifar10.root), interpolation="bicubic")
+    with pytest.raises(ValueError, match="are taken whole: leave interpolation out"):
+        source.load("test")
 
 
 def test_image_size__of_a_set_that_is_no_files_is_refused(fake_cifar10):

@@ -436,11 +436,14 @@ def test_measure__warns_once_of_a_classifier_that_does_not_get_its_images_as_it_
         return NormalizationCheck(len(images), 0, {}, None, ("add norm=255.",))
 
     monkeypatch.setattr(run, "check_normalization", check)
+    monkeypatch.setattr(run, "check_framing", lambda classifier, framing: ("give --data.crop_pct 0.95.",))
     content["grids"]["more"] = content["grids"]["blind"] | {"n": 5}
     for preview in (True, False, False):
         run.measure(study(), tmp_path / "runs" / "study", CPU, preview=preview)
     assert checks == [5, 5]  # nothing is left for the third
-    assert capsys.readouterr().err.count("[transfer] warning: small on digits: add norm=255.\n") == 2
+    said = capsys.readouterr().err
+    assert said.count("[transfer] warning: small on digits: add norm=255.\n") == 2
+    assert said.count("crop_pct 0.95. In a study, --data.crop_pct is the data set's `crop_pct`.\n") == 2
 
 
 def test_preview__says_what_it_costs_and_measures_nothing(study, tmp_path, evaluated, capsys):

@@ -396,6 +396,10 @@ def test_torchvision__fetches_the_weights_that_are_named(monkeypatch, version):
     crop = fetched[0].transforms()
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (crop.mean, crop.std))
     torch.testing.assert_close(loaded(images), network((images - mean) / std))
+    ((size, crop_pct, interpolation),) = loaded.framings
+    assert [size] == crop.crop_size
+    assert [round(size / crop_pct)] == crop.resize_size
+    assert interpolation == crop.interpolation.value
     with pytest.raises(ValueError, match=r"1000 classes apart, and the data have 10\..*label_space imagenet"):
         load_classifier(f"torchvision:mobilenet_v2@{version}", num_classes=10)
 
@@ -408,7 +412,13 @@ def test_timm__fetches_its_default_weights(monkeypatch):
         return create(name, **options)
 
     monkeypatch.setattr(timm, "create_model", create_model)
-    assert load_classifier("timm:resnet10t.c3_in1k")(torch.rand(1, 3, 64, 64)).shape == (1, 1000)
+    loaded = load_classifier("timm:resnet10t.c3_in1k")
+    assert loaded(torch.rand(1, 3, 64, 64)).shape == (1, 1000)
+    stated = timm.get_pretrained_cfg("resnet10t.c3_in1k")
+    assert loaded.framings == (
+        (stated.input_size[-1], stated.crop_pct, stated.interpolation),
+        (stated.test_input_size[-1], stated.test_crop_pct, stated.interpolation),
+    )
     assert asked == [("resnet10t.c3_in1k", True)]
     with pytest.raises(ValueError, match="tells 1000 classes apart, and the data have 10"):
         load_classifier("timm:resnet10t.c3_in1k", num_classes=10)

@@ -1,7 +1,10 @@
 import pytest
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from PIL import Image
 
+from maep_lightning.models.classifiers import create_classifier
+from maep_lightning.models.preprocessing import NORMALIZATIONS, Framing, NormalizedClassifier
 from maep_lightning.models.registry import create_purifier
 
 
@@ -24,3 +27,16 @@ def purifier_file(tmp_path):
         torch.nn.init.normal_(parameter, std=0.1)
     purifier.save_pretrained(tmp_path / "purifier.safetensors")
     return str(tmp_path / "purifier.safetensors")
+
+
+@pytest.fixture
+def framed(tmp_path):
+    """A folder of images of two classes, and a classifier of both for 32 pixels, crop_pct 0.95, bicubic."""
+    for split in ("train", "val"):
+        for number in range(8):
+            path = tmp_path / "photos" / split / "ab"[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 44), (30 * number,) * 3).save(path)
+    network = NormalizedClassifier(create_classifier("resnet8", 2), *NORMALIZATIONS["none"])
+    network.framings = (Framing(32, 0.95, "bicubic"),)
+    return str(tmp_path / "photos"), network.eval().requires_grad_(False)

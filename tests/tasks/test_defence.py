@@ -108,6 +108,19 @@ def test_fit__says_that_the_normalisation_of_the_classifier_is_wrong(tmp_path, m
     assert any("Add norm=255 to classifier_name" in str(warning.message) for warning in caught) == warned
 
 
+def test_fit__says_that_files_are_cropped_otherwise_than_the_weights_of_the_classifier_want(framed, tmp_path):
+    folder, classifier = framed
+    save_classifier(create_classifier("resnet8", 2), tmp_path / "classifier.safetensors", "resnet8", 2)
+    stage = PurifierFinetuning(str(tmp_path / "classifier.safetensors"), overrides=SMALL, attack=PairAttack(steps=0))
+    stage.classifier = classifier
+    trainer = Trainer(
+        fast_dev_run=1, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, logger=False
+    )
+    data = ImageDataModule("folder", folder=folder, image_size=32, batch_size=4, val_size=0)
+    with pytest.warns(UserWarning, match=r"give --data\.crop_pct 0\.95 and --data\.interpolation bicubic\."):
+        trainer.fit(stage, data)
+
+
 def test_fsdp__refuses_to_average_weights(task, fsdp, tmp_path):
     with pytest.raises(ValueError, match=r"leave ema\.yaml out"):
         fit(task(), tmp_path, fsdp(), callbacks=[EMAWeightAveraging()])

@@ -189,6 +189,20 @@ def test_test__compares_the_classifier_s_width_with_the_data_before_the_test_pas
         trainer.test(PurifierEvaluation("python:widths:more", check=0), datamodule=data)
 
 
+@pytest.mark.parametrize("check", [256, 0])
+def test_test__says_that_files_are_cropped_otherwise_than_the_weights_want(files, framed, tmp_path, check):
+    folder, classifier = framed
+    task = PurifierEvaluation(files[0], check=check)
+    task.classifier = classifier
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(default_root_dir=tmp_path, **options)
+    data = ImageDataModule("folder", folder=folder, image_size=32, interpolation="bicubic")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.test(task, datamodule=data, verbose=False)
+    assert any(str(each.message).endswith("give --data.crop_pct 0.95.") for each in caught) == (check > 0)
+
+
 @pytest.mark.parametrize(
     ("purifier", "options", "said"),
     [

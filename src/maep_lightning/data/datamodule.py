@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from maep_lightning.data.augment import check_crop_scale, random_crop, random_resized_crop
+from maep_lightning.data.decoding import Interpolation
 from maep_lightning.data.folder import ImageFolder
 from maep_lightning.data.loader import EpochLoader, ImageLoader, stream_seed
 from maep_lightning.data.registry import ImageFiles, LabelledImages, LabelSpace
@@ -63,6 +64,7 @@ class ImageDataModule(LightningDataModule):
             a classifier of all of them needs it. If None, the data set's own (`imagenet` for Imagenette and for folders
             named by WordNet numbers).
         memory_gb: Decoded sets of at most so many GB are kept in memory.
+        interpolation: How images of files are resized: `bilinear` or `bicubic`.
 
     Attributes:
         image_size: Height and width of an image in pixels.
@@ -95,11 +97,12 @@ class ImageDataModule(LightningDataModule):
         crop_scale: tuple[float, float] | None = None,
         label_space: LabelSpace | None = None,
         memory_gb: float = 2.0,
+        interpolation: Interpolation = "bilinear",
     ) -> None:
         super().__init__()
         # Not logged: Lightning refuses to log a name, such as seed, that the task holds with another value.
         self.save_hyperparameters(logger=False)
-        self.source = ImageSource(dataset, root, folder, image_list, image_size, crop_pct, label_space)
+        self.source = ImageSource(dataset, root, folder, image_list, image_size, crop_pct, label_space, interpolation)
         self.spec = self.source.spec
         self.image_size, self.class_indices = self.spec.image_size, self.spec.class_indices
         self.class_names = self.source.class_names
@@ -135,6 +138,11 @@ class ImageDataModule(LightningDataModule):
         if not self.source.labelled:
             raise AttributeError(f"The images of {self.source.title} have no classes: there is no num_classes.")
         return len(self.class_names)
+
+    @property
+    def framing(self) -> tuple[int, float, str] | None:
+        """How files become images, as `ImageSource.framing` has it."""
+        return self.source.framing
 
     def prepare_data(self) -> None:
         """Fetch the data set if it is missing, on one process of a node."""

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
+
+Interpolation = Literal["bilinear", "bicubic"]
 
 UNREADABLE = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
 """What Pillow raises on files that are damaged or no image: RuntimeError on AVIF, ValueError on QOI, DDS and others."""
@@ -57,16 +60,18 @@ def read_rgb(path: Path) -> Image.Image:
 class Decoder:
     """Resize so that the shorter side fits, and cut out the square in the middle.
 
-    Bilinear with antialiasing, as torchvision's ImageNet classifiers and RobustBench are evaluated. There is no chance
-    in it: that is left to the device, where it depends on seed and step alone.
+    Unless told otherwise bilinear, as most of torchvision's ImageNet classifiers and RobustBench are evaluated; always
+    with antialiasing. There is no chance in it: that is left to the device, where it depends on seed and step alone.
 
     Args:
         resize: Length of the shorter side after resizing, in pixels.
         crop: Side of the square, in pixels; `resize` at most.
+        interpolation: `bilinear` or `bicubic`.
     """
 
     resize: int
     crop: int
+    interpolation: Interpolation = "bilinear"
 
     def __call__(self, path: Path) -> Tensor:
         """Pixels `(3, crop, crop)` uint8 of a file.
@@ -75,8 +80,9 @@ class Decoder:
             ValueError: If the file cannot be decoded.
         """
         # Importing torchvision takes a second, and sets that lie in memory never need it.
-        from torchvision.transforms.v2 import functional
+        from torchvision.transforms.v2 import InterpolationMode, functional
 
-        image = functional.resize(read_rgb(path), [self.resize], antialias=True)
+        mode = InterpolationMode(self.interpolation)
+        image = functional.resize(read_rgb(path), [self.resize], mode, antialias=True)
         pixels: Tensor = functional.pil_to_tensor(functional.center_crop(image, [self.crop, self.crop]))
         return pixels.to(torch.uint8)

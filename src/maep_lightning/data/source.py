@@ -11,7 +11,7 @@ from typing import get_args
 
 import torch
 
-from maep_lightning.data.decoding import Decoder
+from maep_lightning.data.decoding import Decoder, Interpolation
 from maep_lightning.data.imagenet import imagenet_classes, indices_of
 from maep_lightning.data.layouts import (
     FolderLoader,
@@ -34,7 +34,7 @@ from maep_lightning.data.registry import (
 )
 from maep_lightning.data.stream import read_all
 
-CHOICES = ("folder", "image_list", "image_size", "crop_pct", "label_space", "test_limit")
+CHOICES = ("folder", "image_list", "image_size", "crop_pct", "label_space", "interpolation", "test_limit")
 """Options of the DataModule, besides the data set and its root, that decide which test images there are."""
 
 _HOW_TO_GET = "name any folder that holds train/ and val/, or a sub-folder for each class."
@@ -67,6 +67,7 @@ class ImageSource:
         crop_pct: Share of the side of the resized image that the centre crop keeps, above 0, 1 at most; the data set's
             own if None.
         label_space: `own` or `imagenet`; the data set's own choice if None.
+        interpolation: How image files are resized: `bilinear` or `bicubic`.
 
     Raises:
         FileNotFoundError: If the data set `folder` is not where it is said to be.
@@ -81,14 +82,17 @@ class ImageSource:
     image_size: int | None = None
     crop_pct: float | None = None
     label_space: LabelSpace | None = None
+    interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, not {self.image_size}.")
-        if self.label_space is not None and self.label_space not in get_args(LabelSpace):
-            close = get_close_matches(str(self.label_space), get_args(LabelSpace), n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"label_space must be own or imagenet, not {self.label_space!r}.{hint}")
+        for option, choices in {"label_space": LabelSpace, "interpolation": Interpolation}.items():
+            value, known = getattr(self, option), get_args(choices)
+            if value is not None and value not in known:
+                close = get_close_matches(str(value), known, n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise ValueError(f"{option} must be {' or '.join(known)}, not {value!r}.{hint}")
         if not 0 < self.spec.crop_pct <= 1:
             raise ValueError(f"crop_pct must be above 0 and at most 1, not {self.crop_pct}.")
         if self._mapped and self.spec.class_indices is None:
@@ -131,6 +135,13 @@ class ImageSource:
         return f"{name} ({Path(self.image_list).name})" if self.image_list else name
 
     @property
+    def framing(self) -> tuple[int, float, str] | None:
+        """Side in pixels, `crop_pct` and interpolation of image files in class folders; None for other data sets."""
+        if not isinstance(self.spec.loader, FolderLoader):
+            return None
+        return self.spec.image_size, self.spec.crop_pct, self.interpolation
+
+    @property
     def labelled(self) -> bool:
         """Whether there are classes; there are none where `train/` of the data set `folder` has no class folders."""
         return not isinstance(self.spec.loader, FolderLoader) or bool(self.spec.loader.classes)
@@ -152,7 +163,8 @@ class ImageSource:
 
         Raises:
             FileNotFoundError: If files are missing.
-            ValueError: If files are damaged, or are images of a fixed size and another, or a crop, was asked for.
+            ValueError: If files are damaged, or are images of a fixed size and another, a crop or an interpolation was
+                asked for.
         """
         usual = get_spec(self.dataset)
         native = usual.image_size
@@ -162,10 +174,13 @@ class ImageSource:
                 f"{self.spec.name} comes as images of {native}x{native} pixels, not {self.spec.image_size}: leave "
                 f"image_size out. Only sets of image files are resized."
             )
-        if isinstance(data, LabelledImages) and self.spec.crop_pct != usual.crop_pct:
+        if isinstance(data, LabelledImages) and (
+            self.spec.crop_pct != usual.crop_pct or self.interpolation != "bilinear"
+        ):
+            given = "interpolation" if self.spec.crop_pct == usual.crop_pct else "crop_pct"
             raise ValueError(
-                f"{self.spec.name} comes as images of {native}x{native} pixels, which are taken whole: leave crop_pct "
-                f"out. Only sets of image files are cropped."
+                f"{self.spec.name} comes as images of {native}x{native} pixels, which are taken whole: leave {given} "
+                f"out. Only sets of image files are resized and cropped."
             )
         if self._mapped and self.spec.class_indices is not None:
             data = data._replace(labels=torch.tensor(self.spec.class_indices)[data.labels])
@@ -179,7 +194,7 @@ class ImageSource:
         """
         size = self.spec.image_size
         resize = math.floor(size / self.spec.crop_pct)
-        return Decoder(resize, resize if training else size)
+        return Decoder(resize, resize if training else size, self.interpolation)
 
     def test_images(self, limit: int | None = None) -> LabelledImages:
         """The test images of a run in memory, from files that are there.

@@ -1,7 +1,7 @@
 """Measuring what a purifier is worth. No Lightning.
 
 - what is to be measured: `plan`, `threats`; `ladder` makes of them `rungs`, and `expectation` those of coins
-- what is looked at before: `inputs`, `normalization`, `binding` (all brought together), `cost`, `on_file`
+- what is looked at before: `inputs`, `normalization`, `framing`, `binding` (all brought together), `cost`, `on_file`
 - the run: `engine`, with `judging` (what counts as broken), `workers`, `progress`
 - what is kept: `ledger` (of one run), `cache` (across runs), written by `files`
 - what comes out: `summary` (counts), `results` (`results.json`), `sanity` (the battery), `report`

@@ -1,4 +1,4 @@
-"""Classifiers of timm and torchvision, with the normalisation that the library states for them."""
+"""Classifiers of timm and torchvision, with the normalisation, and the crop, that the library states for them."""
 
 import difflib
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ import torch
 import torchvision
 
 from maep_lightning.models.naming import ClassifierName
-from maep_lightning.models.preprocessing import NORMALIZATIONS, NormalizedClassifier
+from maep_lightning.models.preprocessing import NORMALIZATIONS, Framing, NormalizedClassifier
 from maep_lightning.models.weights import check_archive
 
 LIBRARIES = ("timm", "torchvision")
@@ -79,7 +79,18 @@ def _timm(name: ClassifierName, pretrained: bool, **arguments: Any) -> Normalize
         raise ValueError(f"timm: {str(error).rstrip('.')}.{_similar_timm(name.network)}") from error
     stated: Any = network.pretrained_cfg
     size = stated["input_size"][-1] if pretrained else None
-    return _specified(NormalizedClassifier(network, stated["mean"], stated["std"], size), name)
+    model = NormalizedClassifier(network, stated["mean"], stated["std"], size)
+    if pretrained:
+        model.framings = _framings_of_timm(stated)
+    return _specified(model, name)
+
+
+def _framings_of_timm(stated: dict[str, Any]) -> tuple[Framing, ...]:
+    """What timm states for the size of training, and for the one of its own test where that is another."""
+    kinds = [kind for kind in ("", "test_") if stated.get(f"{kind}input_size")]
+    crops = [stated.get(f"{kind}crop_pct") or stated["crop_pct"] for kind in kinds]
+    sizes = [stated[f"{kind}input_size"][-1] for kind in kinds]
+    return tuple(Framing(size, crop, stated["interpolation"]) for size, crop in zip(sizes, crops, strict=True))
 
 
 def _torchvision(name: ClassifierName) -> tuple[NormalizedClassifier, int]:
@@ -101,7 +112,9 @@ def _torchvision(name: ClassifierName) -> tuple[NormalizedClassifier, int]:
     except (RuntimeError, EOFError, ValueError, UnpicklingError) as error:
         hint = f" If the file {cached} is damaged, delete it, and it is fetched again." if cached.is_file() else ""
         raise ValueError(f"torchvision:{name.network}: {error}.{hint}") from error
-    model = NormalizedClassifier(network, preset.mean, preset.std, preset.crop_size[0])
+    size = preset.crop_size[0]
+    model = NormalizedClassifier(network, preset.mean, preset.std, size)
+    model.framings = (Framing(size, size / preset.resize_size[0], preset.interpolation.value),)
     return _specified(model, name, weights.name), len(weights.meta["categories"])
 
 

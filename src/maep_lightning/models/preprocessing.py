@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -63,6 +64,20 @@ def normalization_text(layer: Normalize) -> str:
     return f"{mean}/{std}"
 
 
+class Framing(NamedTuple):
+    """How image files become images, where published weights were judged.
+
+    Attributes:
+        size: Side of the images in pixels.
+        crop_pct: Share of the resized image's side that the square in the middle keeps.
+        interpolation: How the file is resized, such as `bicubic`.
+    """
+
+    size: int
+    crop_pct: float
+    interpolation: str
+
+
 class NormalizedClassifier(nn.Module):
     """A foreign network behind the normalisation it was trained with, so that it takes images in [0, 1].
 
@@ -76,10 +91,12 @@ class NormalizedClassifier(nn.Module):
         specification: How a library was asked for the network; the printed structure, which fingerprints are made of,
             does not show every option. Empty for other networks.
         packages: What holds the network's code, for fingerprints of evaluations.
+        framings: How a library frames images for the weights that it fetched, by size; empty for other networks.
     """
 
     specification: str = ""
     packages: tuple[str, ...] = ()
+    framings: tuple[Framing, ...] = ()
 
     def __init__(
         self, network: nn.Module, mean: Sequence[float], std: Sequence[float], trained_size: int | None = None

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
+from maep_lightning.evaluation.framing import check_framing
 from maep_lightning.evaluation.normalization import FURTHER, check_normalization
 from maep_lightning.models.classifiers import load_classifier
 from maep_lightning.models.lora import Target, inject_lora
@@ -147,12 +148,14 @@ class PurifierTask(Task):
     def on_fit_start(self) -> None:
         """Also keep frozen networks in evaluation mode, and warn of a classifier that gets its images wrongly.
 
-        Only labels tell that, so a stage that needs none is not warned.
+        Only labels tell a wrong normalisation, so a stage that needs none is not warned of that.
         """
         super().on_fit_start()
         for network in self.frozen().values():
             network.eval()
         data: Any = getattr(self.trainer, "datamodule", None)
+        for warning in check_framing(self.classifier, getattr(data, "framing", None)):
+            rank_zero_warn(warning)
         if self.needs_labels and (shown := min(CHECKED, getattr(data, "val_size", 0))):
             images, labels = data.monitor_set(shown)
             more = partial(data.monitor_set, min(FURTHER, data.val_size))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from maep_lightning.attacks.target import check_logits
+from maep_lightning.evaluation.framing import check_framing
 from maep_lightning.evaluation.inputs import class_mismatch
 from maep_lightning.evaluation.normalization import FURTHER, check_normalization
 from maep_lightning.models.classifiers import load_classifier
@@ -40,8 +41,8 @@ class PurifierEvaluation(LightningModule):
             `interpolate` or `resize`; see `maep_lightning.models.policies.apply_policy`.
         chunk: Tiles that the policy purifies at once: memory against speed.
         check: So many test images of an `ImageDataModule` are classified behind other normalisations too, before the
-            test, and a warning says if the classifier's own seems wrong; where they leave it open, 1,024 are; 0 leaves
-            it out.
+            test, and a warning says if the classifier's own seems wrong; where they leave it open, 1,024 are. Another
+            says if files are not resized and cropped as fetched weights want them. 0 leaves both out.
 
     Attributes:
         takes_any_size: Whether `predict` takes images whose sides are no multiples of the purifier's: every policy but
@@ -110,7 +111,8 @@ class PurifierEvaluation(LightningModule):
         if self.check > 0:
             images, labels = data.test_sample(self.check)
             more = partial(data.test_sample, FURTHER)
-            for warning in check_normalization(self.classifier, images, labels, more=more, device=self.device).warnings:
+            found = check_normalization(self.classifier, images, labels, more=more, device=self.device)
+            for warning in (*found.warnings, *check_framing(self.classifier, getattr(data, "framing", None))):
                 rank_zero_warn(warning)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:

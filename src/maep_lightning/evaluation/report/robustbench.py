@@ -13,7 +13,7 @@ BOARDS = {
 """Data set, norm and radius of the leaderboards, and how many images they count (RobustBench's README)."""
 
 IMAGE_LIST = "imagenet_test_image_ids.txt"
-"""RobustBench's list of the images that its leaderboard of ImageNet counts; told by its name, since it is not shipped."""
+"""RobustBench's list of the images that its leaderboard of ImageNet counts; told by its name, as it is not shipped."""
 
 
 def reasons_against(results: Results) -> list[str]:
