@@ -1,11 +1,12 @@
 import pytest
 import torch
 from timm.data import ImageNetInfo
+from torchvision import datasets
 from torchvision.datasets import Imagenette
 from torchvision.datasets.imagenet import ARCHIVE_META
 from torchvision.models import ResNet50_Weights
 
-from maep_lightning.data import IMAGENET, IMAGENETTE, TINY_IMAGENET
+from maep_lightning.data import CIFAR10, CIFAR100, IMAGENET, IMAGENETTE, TINY_IMAGENET
 from maep_lightning.data.imagenet import imagenet_classes, indices_of
 
 
@@ -27,7 +28,13 @@ def test_checksums__are_the_published_ones():
     assert IMAGENET.checksums == dict(ARCHIVE_META.values())
     published = {url.rpartition("/")[2]: md5 for url, md5 in Imagenette._ARCHIVES.values()}
     assert IMAGENETTE.checksums.items() <= published.items()
-    assert IMAGENETTE.loader.md5 == published[IMAGENETTE.loader.url.rpartition("/")[2]]
+    for cifar, reader in ((CIFAR10, datasets.CIFAR10), (CIFAR100, datasets.CIFAR100)):
+        assert cifar.checksums == {reader.filename: reader.tgz_md5}
+
+
+@pytest.mark.parametrize("spec", [IMAGENETTE, TINY_IMAGENET], ids=lambda spec: spec.name)
+def test_checksums__hold_what_the_fetched_archive_is_checked_against(spec):
+    assert spec.loader.md5 == spec.checksums[spec.loader.url.rpartition("/")[2]]
 
 
 def test_tiny_imagenet__has_200_of_the_thousand():

@@ -79,6 +79,10 @@ _IMAGENETTE = (
     "https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-320.tgz, fetched when download is true, or the full size, "
     "imagenette2.tgz, which is read where the other is not there."
 )
+_IMAGENETTE_SUMS = {
+    "imagenette2-320.tgz": "3df6f0d01a2c9592104656642f5e78a3",
+    "imagenette2.tgz": "fe2fc210e6bb7c5664d602c3cd71e612",
+}
 IMAGENETTE = register(
     DatasetSpec(
         name="imagenette",
@@ -91,21 +95,20 @@ IMAGENETTE = register(
             tuple(item.wnid for item in _subset("imagenette")),
             _IMAGENETTE,
             url="https://s3.amazonaws.com/fast-ai-imageclas/imagenette2-320.tgz",
-            md5="3df6f0d01a2c9592104656642f5e78a3",
+            md5=_IMAGENETTE_SUMS["imagenette2-320.tgz"],
         ),
         val_size=500,
         crop_scale=(0.2, 1.0),
         crop_pct=0.875,
         class_indices=indices_of(tuple(item.wnid for item in _subset("imagenette"))),
         label_space="imagenet",
-        checksums={
-            "imagenette2-320.tgz": "3df6f0d01a2c9592104656642f5e78a3",
-            "imagenette2.tgz": "fe2fc210e6bb7c5664d602c3cd71e612",
-        },
+        checksums=_IMAGENETTE_SUMS,
     )
 )
 
 _TINY = "http://cs231n.stanford.edu/tiny-imagenet-200.zip (248 MB), fetched when download is true."
+# Published nowhere; it is what the file has had in every loader that checks it.
+_TINY_SUMS = {"tiny-imagenet-200.zip": "90528d7ca1a48142e341f4ef8d21d0de"}
 TINY_IMAGENET = register(
     DatasetSpec(
         name="tiny-imagenet",
@@ -118,10 +121,10 @@ TINY_IMAGENET = register(
             tuple(item.wnid for item in _subset("tiny-imagenet")),
             _TINY,
             url="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-            # Published nowhere; it is what the file has had in every loader that checks it.
-            md5="90528d7ca1a48142e341f4ef8d21d0de",
+            md5=_TINY_SUMS["tiny-imagenet-200.zip"],
         ),
         val_size=5_000,
         class_indices=indices_of(tuple(item.wnid for item in _subset("tiny-imagenet"))),
+        checksums=_TINY_SUMS,
     )
 )

@@ -83,7 +83,8 @@ class DatasetSpec:
         class_indices: Which of ImageNet's 1000 classes each class is; None where they are others.
         label_space: How images are labelled unless told otherwise: `own`, from 0 in the order of `class_names`, or
             `imagenet`, by `class_indices`, as classifiers of ImageNet's 1000 classes need it.
-        checksums: MD5 sum by archive, where they are published.
+        checksums: MD5 sum by archive, where they are known, for people: only what the loader fetches is checked, by the
+            loader itself.
     """
 
     name: str
