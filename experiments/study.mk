@@ -21,9 +21,9 @@ in-data-folder = $(or $(firstword $(wildcard $(or $(MAEP_DATA_DIR),data)/weights
   $(error There is no classifier '$(1)': neither here nor in the folder weights of MAEP_DATA_DIR))
 
 # On a CPU timm's plain attention trains a purifier 1.3 times faster than torch's fused one (231 against 175 images/s, forward
-# and backward of maep_deep_patch4_32 in bfloat16, batch 64, one thread); on a GPU the fused one is faster. Stages and studies
-# alone are told so: tests and whatever else make starts take timm's default.
-runs/% transfer ablations ablation-%: export TIMM_FUSED_ATTN := $(if $(filter gpu,$(SCALE)),1,0)
+# and backward of maep_deep_patch4_32 in bfloat16, batch 64, one thread); on a GPU the fused one is faster. What trains is told
+# so, and nothing else: `make transfer` purifies pictures of 224 pixels, whose patches' attention the plain one would keep whole.
+runs/% ablations ablation-%: export TIMM_FUSED_ATTN := $(if $(filter gpu,$(SCALE)),1,0)
 
 # $(call maep-run,VERB,CONFIG,FOLDER,STAGE,OPTIONS): runs a stage and notes how long it took.
 define maep-run
