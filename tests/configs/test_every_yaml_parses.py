@@ -1,5 +1,7 @@
 """Every shipped configuration is understood by the real parser, with its verb and with every overlay."""
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,8 @@ from torchvision.models import get_model_weights
 
 from maep_lightning.data import ImageSource
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
 OVERLAYS = sorted((CONFIGS / "scale").glob("*.yaml"))
 RUNNABLE = sorted(path for path in CONFIGS.rglob("*.yaml") if path not in OVERLAYS)
 VERBS = {
@@ -67,6 +70,29 @@ def test_overlays_compose(overlay, base, cli, capsys):
     for key, value in (yaml.safe_load(overlay.read_text()).get("trainer") or {}).items():
         if isinstance(value, str | int | float):
             assert config["trainer"][key] == value
+
+
+def documented(folder):
+    """The commands with a configuration of a folder and an overlay, in headers of configurations and in pages."""
+    files = [*RUNNABLE, *OVERLAYS, ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(path.read_text() for path in files).replace("\\\n", "")
+    commands = re.findall(rf"^(?:# )?lightning (\w+ --config configs/{folder}/.*configs/scale/.*)$", text, re.MULTILINE)
+    return sorted({" ".join(shlex.split(command, comments=True)) for command in commands})
+
+
+@pytest.mark.parametrize("command", documented("imagenet"))
+def test_documented_overlays_leave_the_batches_of_large_images(command, cli, capsys):
+    """They are part of the recipe: the learning rate follows them, and 224 px need more memory than 32."""
+    words = [str(ROOT / word) if word.startswith("configs/") else word for word in command.split()]
+    alone = yaml.safe_load(Path(words[2]).read_text())
+    config = parsed(cli, capsys, *words)
+    assert config["trainer"]["precision"] == "bf16-mixed"
+    assert config["data"]["init_args"]["batch_size"] == alone["data"]["init_args"]["batch_size"]
+
+
+def test_every_stage_of_large_images_is_documented_with_an_overlay():
+    stages = {re.search(r"imagenet/(\w+)\.yaml", command)[1] for command in documented("imagenet")}
+    assert stages >= {"pretrain", "finetune", "lora"}
 
 
 @pytest.mark.parametrize("path", RUNNABLE, ids=name)
