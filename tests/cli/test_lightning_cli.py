@@ -167,6 +167,93 @@ def test_checkpoint_of_another_task_is_refused(toy, checkpoint, capsys):
     assert not SEEN
 
 
+def flip_a_byte_of_the_weights(path):
+    content = bytearray(path.read_bytes())
+    weight = torch.load(path, weights_only=True)["state_dict"]["layer.weight"]
+    content[content.index(weight.numpy().tobytes())] ^= 1
+    path.write_bytes(content)
+    assert not torch.equal(torch.load(path, weights_only=True)["state_dict"]["layer.weight"], weight)
+
+
+DAMAGES = {
+    "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "it is cut short"),
+    "empty": (lambda path: path.write_bytes(b""), "it is cut short"),
+    "garbage": (lambda path: path.write_bytes(b"nonsense" * 99), "another kind of file"),
+    "flipped byte": (flip_a_byte_of_the_weights, "does not have its checksum"),
+    "no dict": (lambda path: torch.save([1, 2], path), "no state of a training"),
+    "weights alone": (lambda path: torch.save({"layer.bias": torch.ones(2)}, path), "no state of a training"),
+    "code": (
+        lambda path: torch.save({"state_dict": {}, "module": torch.nn.ReLU()}, path),
+        "ReLU, which is only read with --weights_only false",
+    ),
+}
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("damage", "reason"), DAMAGES.values(), ids=DAMAGES)
+def test_damaged_checkpoint_is_named_in_one_line(damage, reason, toy, checkpoint, capsys):
+    damage(checkpoint)
+    text = refused(capsys, toy, "test", "--model=ToyStage", f"--ckpt_path={checkpoint}")
+    assert f"{checkpoint} is no checkpoint to resume from: " in text
+    assert reason in text
+    assert "Give --ckpt_path another, or start anew" in text
+    assert len(text.splitlines()) == 1
+    assert not SEEN
+
+
+def test_checkpoint_with_objects_is_read_where_it_is_trusted(toy, checkpoint):
+    torch.save(torch.load(checkpoint, weights_only=True) | {"module": torch.nn.ReLU()}, checkpoint)
+    toy("test", "--model=ToyStage", f"--ckpt_path={checkpoint}", "--weights_only=false")
+    assert SEEN["task"] == "ToyStage"
+
+
+def test_checkpoint_that_is_not_there_is_named(toy, capsys):
+    text = refused(capsys, toy, "test", "--model=ToyStage", "--ckpt_path=nowhere.ckpt")
+    assert "nowhere.ckpt" in text
+
+
+@pytest.fixture
+def resumed(cli, tmp_path):
+    """Fits a task to so many steps with `--ckpt_path last`, and keeps checkpoints in `kept`."""
+    callback = {"class_path": "ModelCheckpoint", "init_args": {"dirpath": "kept", "save_last": True}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
+    words = ("fit", "--config=c.yaml", "--data=ToyData", "--ckpt_path=last", *QUIET[:3])
+    return lambda task, steps: cli(*words, f"--model={task}", f"--trainer.max_steps={steps}")
+
+
+def test_last_checkpoint__is_gone_on_from_and_none_is_no_mistake(resumed, tmp_path, caplog):
+    with pytest.warns(UserWarning, match="no last checkpoint") as warned:
+        resumed("ToyStage", 1)
+    assert len([warning for warning in warned if "no last checkpoint" in str(warning.message)]) == 1
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"last.ckpt", "epoch=0-step=1.ckpt"}
+    assert "Restored all states" not in caplog.text
+    resumed("ToyStage", 2)
+    assert f"Restored all states from the checkpoint at {tmp_path / 'kept' / 'last.ckpt'}" in caplog.text
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", ["truncated", "garbage", "flipped byte", "no dict"])
+def test_damaged_last_checkpoint_is_named_with_another_of_its_folder(kind, resumed, tmp_path, capsys):
+    damage, reason = DAMAGES[kind]
+    resumed("ToyStage", 1)
+    SEEN.clear()
+    last = tmp_path / "kept" / "last.ckpt"
+    damage(last)
+    text = refused(capsys, resumed, "ToyStage", 2)
+    assert f"{last} is no checkpoint to resume from: " in text
+    assert reason in text
+    assert f"such as {last.with_name('epoch=0-step=1.ckpt')}, or start anew" in text
+    assert "where it says last, remove this file first" in text
+    assert not SEEN
+
+
+def test_last_checkpoint_of_another_task_is_refused(resumed, capsys):
+    resumed("ToyStage", 1)
+    SEEN.clear()
+    assert "was written by ToyStage, but ToyOther was asked for" in refused(capsys, resumed, "ToyOther", 2)
+    assert not SEEN
+
+
 def test_checkpoints_hold_plain_values_only(checkpoint):
     saved = torch.load(checkpoint, weights_only=True)["hyper_parameters"]
     assert saved["eps"] == "8/255"

@@ -23,8 +23,8 @@ _SCAFFOLD = re.compile(
     r"Problem with given class_path|Does not validate against|Subtypes|Errors$|Given value|Subclass types"
     r"|a (class path|dict)|Expected a path but|Not a valid subclass|Expected a <class 'NoneType'>|$"
 )
-# Modules whose ValueErrors name the setting that is wrong.
-_WRITTEN_FOR_PEOPLE = ("maep_lightning.", "lightning.pytorch.trainer.connectors.")
+# Modules whose ValueErrors and OSErrors name the setting or the file that is wrong.
+_WRITTEN_FOR_PEOPLE = ("maep_lightning.", "lightning.pytorch.trainer.connectors.", "lightning.fabric.plugins.io.")
 _BASES = {"model": LightningModule, "data": LightningDataModule, "callbacks": Callback, "logger": Logger}
 _MISSING_HINTS = {
     "model": "give a configuration, --config FILE (the command `configs` lists them), or --model CLASS",
@@ -77,7 +77,8 @@ def user_error(error: BaseException) -> str | None:
 
     Returns:
         The message, or None where the traceback is needed: everything but a wrong use of Lightning, a file that cannot
-        be read, and a ValueError or OSError raised by this package or by Lightning's check of the trainer's arguments.
+        be read, and a ValueError or OSError raised by this package, by Lightning's check of the trainer's arguments or
+        by what opens its checkpoints.
     """
     while _raised_in(error).startswith("jsonargparse.") and error.__cause__ is not None:
         error = error.__cause__

@@ -6,18 +6,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import register_type
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from maep_lightning import tasks  # noqa: F401 - so that its classes are known by their bare names
 from maep_lightning.attacks.threat import Epsilon
 from maep_lightning.callbacks import PurifiedImageWriter
+from maep_lightning.cli.checkpoint import read_checkpoint
 from maep_lightning.cli.entry import program_name
 from maep_lightning.cli.errors import debugging, fail
 from maep_lightning.cli.explain import explain, user_error
@@ -95,12 +96,28 @@ class MaepCLI(LightningCLI):
 
         Raises:
             SystemExit: Where the checkpoint is one of another task.
+            ValueError: Where it is damaged, or none.
         """
-        config = self.config[self.config.subcommand]
-        path = config.get("ckpt_path")
+        self._check_checkpoint(self.config[self.config.subcommand].get("ckpt_path"))
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Check the checkpoint that `last` stands for too, which only the trainer knows."""
+        kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        if kwargs.get("ckpt_path") == "last":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that there is none yet, which the trainer will say
+                self._check_checkpoint(
+                    self.trainer._checkpoint_connector._parse_ckpt_path(
+                        TrainerFn(subcommand), "last", model_provided=True, model_connected=False
+                    )
+                )
+        return kwargs
+
+    def _check_checkpoint(self, path: Any) -> None:
         if not path or not Path(path).is_file():
             return
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("hyper_parameters", {})
+        config = self.config[self.config.subcommand]
+        saved = read_checkpoint(path, config.get("weights_only") is not False).get("hyper_parameters", {})
         module, _, asked = config.model.class_path.rpartition(".")
         written = saved.get("_class_path", asked).rpartition(".")[2]
         if written not in [cls.__name__ for cls in getattr(import_module(module), asked).__mro__]:
