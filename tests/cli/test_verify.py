@@ -124,6 +124,16 @@ def test_verify__policy_is_recorded_and_another_is_seen(run, capsys):
     assert "purifier_architecture: not what was evaluated" in capsys.readouterr().err
 
 
+def test_verify__draws_are_repeated_by_the_chunks_of_the_run(run, tmp_path, capsys):
+    task = PurifierEvaluation(str(run / "classifier.safetensors"), "noise:0.1+noise:0.1", policy="tile:16", chunk=3)
+    callback = AutoAttackCallback(threats=["none"], sanity=0)
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(default_root_dir=tmp_path, callbacks=[callback], **options)
+    trainer.test(task, datamodule=ImageDataModule("digits", test_limit=4), verbose=False)
+    main(["verify", str(tmp_path)])
+    assert "verified" in capsys.readouterr().out
+
+
 @pytest.mark.faults
 def test_verify__tampered_file_fails_with_its_name(run, capsys):
     path = next((run / "autoattack" / "ledger" / "none").rglob("*.safetensors"))

@@ -14,9 +14,11 @@ from maep_lightning.evaluation.expectation import eot_attacks, expectation_rung
 from maep_lightning.evaluation.judging import judge
 from maep_lightning.evaluation.ladder import fixed
 from maep_lightning.evaluation.ledger import Ledger, Status
+from maep_lightning.evaluation.plan import PlanChangedError
 from maep_lightning.evaluation.report.robustbench import reasons_against
 from maep_lightning.evaluation.summary import Outcome
 from maep_lightning.evaluation.verify import recheck
+from maep_lightning.models.policies import apply_policy
 
 pytestmark = pytest.mark.usefixtures("_no_figure")
 THREATS = ("none", "blind", "blind_worst", "bpda", "eot", "fixed_coins")
@@ -209,6 +211,26 @@ def test_plan__every_budget_changes_what_is_on_file(linear, tmp_path, change):
     first, second = (Ledger(tmp_path / name / "ledger").read("eot", attack, 0) for name in "ab")
     assert first.context != second.context
     assert first.right.tolist() != second.right.tolist() or not torch.equal(first.adversarial, second.adversarial)
+
+
+@pytest.mark.parametrize("random", [True, False])
+def test_evaluate__chunks_of_tiles_belong_to_what_was_evaluated_where_draws_follow_them(linear, tmp_path, random):
+    def tiled(chunk):
+        return apply_policy(nn.Sequential(Noisy(), Noisy()) if random else linear.Flip(), "tile:3", chunk)
+
+    first, case = run(linear, tmp_path / "a", purifier=tiled(256), threats=("none",))
+    other, changed = run(linear, tmp_path / "b", purifier=tiled(4), threats=("none",))
+    assert (first.ledger_hash != other.ledger_hash) == random
+    assert recheck(tmp_path / "a", *case).faults == []
+    if random:
+        assert first.outcomes["none"].right.tolist() != other.outcomes["none"].right.tolist()
+        with pytest.raises(PlanChangedError, match="purifier_chunk: was 256, is 4"):
+            run(linear, tmp_path / "a", purifier=tiled(4), threats=("none",))
+        assert recheck(tmp_path / "a", *changed).faults == ["purifier_chunk: not what was evaluated."]
+    else:
+        again, _ = run(linear, tmp_path / "a", purifier=tiled(4), threats=("none",))
+        assert again.ledger_hash == first.ledger_hash
+        assert recheck(tmp_path / "a", *changed).faults == []
 
 
 def test_eot__goes_on_as_long_as_any_draw_is_right(climbed):

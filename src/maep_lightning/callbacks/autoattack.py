@@ -19,6 +19,7 @@ from maep_lightning.evaluation.results import Results, Subject
 from maep_lightning.evaluation.sanity.findings import SCORES
 from maep_lightning.evaluation.verify import Sources
 from maep_lightning.models.classifiers import load_classifier
+from maep_lightning.models.policies import CHUNK
 from maep_lightning.models.trained import trained_on
 
 
@@ -192,6 +193,7 @@ class AutoAttackCallback(Callback):
             repeats=getattr(pl_module, "repeats", None) or None,
             images={name: options[name] for name in CHOICES if options.get(name) is not None},
             policy=files.get("policy", "native"),
+            chunk=files.get("chunk", CHUNK),
         )
 
     def _subject(self, pl_module: LightningModule, data: Any, purifier: nn.Module | None) -> Subject:

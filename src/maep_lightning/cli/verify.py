@@ -48,7 +48,7 @@ def run(args: list[str]) -> None:
             purifier = load_purifier(sources.purifier)
             if sources.repeats:
                 purifier = RepeatedPurifier(purifier, **sources.repeats)
-            purifier = apply_policy(purifier, sources.policy)
+            purifier = apply_policy(purifier, sources.policy, sources.chunk)
         surrogate = None
         if sources.surrogate is not None:
             surrogate = load_classifier(sources.surrogate, sources.surrogate_name, sources.num_classes).to(device)

@@ -61,8 +61,8 @@ def ladder(
 
     def of(*networks: str) -> dict[str, Any]:
         """What a result depends on that concerns these networks."""
-        named = [f"{name}_{part}" for name in networks for part in ("weights", "architecture", "libraries")]
-        return by(*common, *(name for name in named if name in values))  # few have libraries
+        named = [f"{name}_{part}" for name in networks for part in ("weights", "architecture", "libraries", "chunk")]
+        return by(*common, *(name for name in named if name in values))  # few have the latter two
 
     bare = of("classifier") | by("classifier_draws")
     bare_attack = bare | by(*attack)

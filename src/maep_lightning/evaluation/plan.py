@@ -162,6 +162,8 @@ class Manifest:
             "images": fingerprint.of_tensors({"images": images}),
             "labels": fingerprint.of_tensors({"labels": labels}),
         }
+        if "whole" in stochastic and isinstance(chunk := getattr(purifier, "chunk", None), int):
+            values["purifier_chunk"] = chunk  # of a resolution policy, which draws chunk by chunk
         if surrogate is not None:
             values["surrogate_weights"] = fingerprint.of_weights(surrogate)
             values["surrogate_architecture"] = fingerprint.of_architecture(surrogate)

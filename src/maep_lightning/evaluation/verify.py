@@ -19,6 +19,7 @@ from maep_lightning.evaluation.results import tally
 from maep_lightning.evaluation.rungs import Batch, Rung, judge_seed, unit_seed
 from maep_lightning.evaluation.summary import alive, kept, standing
 from maep_lightning.models.defended import stages
+from maep_lightning.models.policies import CHUNK
 
 NEAR_TIE = 1e-4
 """Margins closer to zero than this may change sign with the batch size or the hardware: reported, not failed.
@@ -46,6 +47,7 @@ class Sources:
         root: Folder that holds data sets; None for the default one.
         images: Whatever else was asked of the data set, by the names of the DataModule's options.
         policy: Resolution policy of the purifier.
+        chunk: Tiles that it purified at once.
     """
 
     classifier: str | None = None
@@ -60,6 +62,7 @@ class Sources:
     repeats: dict[str, Any] | None = None
     images: dict[str, Any] = field(default_factory=dict)
     policy: str = "native"
+    chunk: int = CHUNK
 
     def write(self, run_dir: Path) -> None:
         """Put them beside the ledger."""
@@ -220,6 +223,8 @@ def _identify(
             "surrogate_weights": fingerprint.of_weights(surrogate),
             "surrogate_architecture": fingerprint.of_architecture(surrogate),
         }
+    if "purifier_chunk" in manifest.values:
+        is_["purifier_chunk"] = getattr(purifier, "chunk", None)
     for name, value in is_.items():
         if manifest.values.get(name) != value:
             _fault(found, f"{name}: not what was evaluated.")

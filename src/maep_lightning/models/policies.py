@@ -31,7 +31,7 @@ class Tile(nn.Module):
     Args:
         purifier: Images `(B, 3, size, size)` in [0, 1] to images in [0, 1].
         size: Side of a tile in pixels.
-        chunk: Tiles purified at once; how much memory is used, not what comes out.
+        chunk: Tiles purified at once; how much memory is used, not what comes out, but for the order of random draws.
 
     Attributes:
         policy: What the rows of results call it.
@@ -69,7 +69,7 @@ class Tile(nn.Module):
         return join_tiles(purified, images.shape[-2], images.shape[-1], self.stride)
 
     def extra_repr(self) -> str:
-        """What the fingerprint of a run tells policies apart by; `chunk` does not change results."""
+        """What the fingerprint of a run tells policies apart by; `chunk` only changes what is drawn at random."""
         return f"size={self.size}, stride={self.stride}"
 
 
