@@ -27,7 +27,9 @@ class Optimization:
             the effective batch counts all devices and accumulated batches.
         weight_decay: Decay of matrices; vectors (biases, norms) are not decayed.
         beta2: Second-moment decay of AdamW; the first is 0.9.
-        warmup: Share of all steps in which the rate rises linearly, before a cosine takes it to 0.
+        warmup: Share of all steps in which the rate rises linearly, before a cosine takes it down.
+        min_lr_ratio: Share of the rate that the cosine ends at: 0 lets it fall to nothing, 1 keeps it, which is for
+            averaged weights.
         gradient_checkpointing: Whether the autoencoder's blocks compute their activations again in the backward pass
             instead of keeping them: the same gradients, less memory, more time.
     """
@@ -36,16 +38,18 @@ class Optimization:
     weight_decay: float = 0.05
     beta2: float = 0.95
     warmup: float = 0.05
+    min_lr_ratio: float = 0.0
     gradient_checkpointing: bool = False
 
 
-def cosine_with_warmup(step: int, steps: int, warmup: float) -> float:
+def cosine_with_warmup(step: int, steps: int, warmup: float, floor: float = 0.0) -> float:
     """The factor of the learning rate at a step.
 
     Args:
         step: Step, from 0.
         steps: Number of all steps.
         warmup: Share of the steps with a linear rise.
+        floor: The factor at the end.
 
     Returns:
         A factor in [0, 1].
@@ -54,7 +58,7 @@ def cosine_with_warmup(step: int, steps: int, warmup: float) -> float:
     if step < rise:
         return (step + 1) / rise
     progress = min(1.0, (step - rise) / max(1, steps - rise))
-    return 0.5 * (1 + math.cos(math.pi * progress))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 class Task(LightningModule):
@@ -172,7 +176,7 @@ class Task(LightningModule):
             raise ValueError("The learning rate falls until the last step, so the training needs one: set max_epochs.")
         steps = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: cosine_with_warmup(step, steps, settings.warmup)
+            optimizer, lambda step: cosine_with_warmup(step, steps, settings.warmup, settings.min_lr_ratio)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step", "name": "lr"}}
 
