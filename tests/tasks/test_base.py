@@ -22,6 +22,14 @@ def test_cosine_with_warmup__rises_linearly_then_falls_to_zero():
     assert math.isfinite(cosine_with_warmup(0, 1, 0.0))
 
 
+@pytest.mark.parametrize("floor", [0.25, 1.0])
+def test_cosine_with_warmup__falls_no_further_than_it_may(floor):
+    factors = [cosine_with_warmup(step, 100, 0.1, floor) for step in range(101)]
+    assert factors[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
+    assert factors[55] == pytest.approx((1 + floor) / 2)
+    assert factors[100] == pytest.approx(floor)
+
+
 def fit(task, tmp_path, batch_size=32, **options):
     data = ImageDataModule("digits", batch_size=batch_size, train_limit=128, val_size=20)
     trainer = Trainer(
