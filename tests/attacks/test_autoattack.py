@@ -117,7 +117,8 @@ def test_build__every_setting_is_the_published_one(norm, version):
 def test_run_component__few_classes(classes, norm):
     model = small_network(classes)
     images, labels = labelled(model, 6)
-    settings = AutoAttackSettings(Epsilon("0.3" if norm == "Linf" else "30"), norm, apgd_steps=10, fab_steps=10)
+    large = {"Linf": "0.3", "L2": "15", "L1": "30"}[norm]
+    settings = AutoAttackSettings(Epsilon(large), norm, apgd_steps=10, fab_steps=10)
     _, alive = own_loop(model, images, labels, settings, classes, seed=0)
     assert not alive.any()
 

@@ -59,8 +59,6 @@ class AutoAttackSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "eps", Epsilon(self.eps))
         check_radius(self.eps, self.norm)
-        if self.norm not in get_args(Norm):
-            raise ValueError(f"norm must be one of {', '.join(get_args(Norm))}, not {self.norm!r}.")
         if self.version not in get_args(Version):
             raise ValueError(f"version must be one of {', '.join(get_args(Version))}, not {self.version!r}.")
         for name in ("apgd_steps", "fab_steps", "square_queries", "targets", "eot_draws"):

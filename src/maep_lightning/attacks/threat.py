@@ -56,8 +56,10 @@ def check_radius(eps: float, norm: Norm) -> None:
         norm: The norm it is measured in.
 
     Raises:
-        ValueError: If it is above that of `LARGEST`, which is a forgotten division by 255.
+        ValueError: If it is above that of `LARGEST`, which is a forgotten division by 255, or if the norm is unknown.
     """
+    if norm not in LARGEST:
+        raise ValueError(f"norm must be one of {', '.join(LARGEST)}, not {norm!r}.")
     if eps > LARGEST[norm]:
         why = "the whole pixel range [0, 1]" if norm == "Linf" else f"any radius in use ({LARGEST[norm]:g} at most)"
         raise ValueError(f"eps = {eps} is larger than {why} in {norm}. Did you mean {eps:g}/255? Write it so.")
