@@ -75,14 +75,19 @@ def test_verify__rebuilds_a_purifier_from_its_text(baseline, capsys):
     assert "jpeg:75 before" in (baseline / "autoattack" / "report.md").read_text()
 
 
+def judge(task, folder):
+    """Four clean images of digits, into a folder."""
+    callback = AutoAttackCallback(threats=["none"], sanity=0)
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(default_root_dir=folder, callbacks=[callback], **options)
+    trainer.test(task, datamodule=ImageDataModule("digits", test_limit=4), verbose=False)
+
+
 def test_verify__follows_a_purifier_by_import_path_and_notices_that_it_was_edited(run, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "dimmer.py").write_text("def dim(images):\n    return images * 0.9\n")
     task = PurifierEvaluation(str(run / "classifier.safetensors"), "python:dimmer:dim")
-    callback = AutoAttackCallback(threats=["none"], sanity=0)
-    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = Trainer(default_root_dir=tmp_path, callbacks=[callback], **options)
-    trainer.test(task, datamodule=ImageDataModule("digits", test_limit=4), verbose=False)
+    judge(task, tmp_path)
     main(["verify", str(tmp_path)])
     assert "verified" in capsys.readouterr().out
     (tmp_path / "dimmer.py").write_text("def dim(images):\n    return images * 0.90\n")
@@ -126,10 +131,7 @@ def test_verify__policy_is_recorded_and_another_is_seen(run, capsys):
 
 def test_verify__draws_are_repeated_by_the_chunks_of_the_run(run, tmp_path, capsys):
     task = PurifierEvaluation(str(run / "classifier.safetensors"), "noise:0.1+noise:0.1", policy="tile:16", chunk=3)
-    callback = AutoAttackCallback(threats=["none"], sanity=0)
-    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = Trainer(default_root_dir=tmp_path, callbacks=[callback], **options)
-    trainer.test(task, datamodule=ImageDataModule("digits", test_limit=4), verbose=False)
+    judge(task, tmp_path)
     main(["verify", str(tmp_path)])
     assert "verified" in capsys.readouterr().out
 
