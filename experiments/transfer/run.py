@@ -34,7 +34,7 @@ from maep_lightning.evaluation.on_file import is_about, recall
 from maep_lightning.evaluation.plan import Manifest
 from maep_lightning.evaluation.progress import clock
 from maep_lightning.evaluation.provenance import describe_run
-from maep_lightning.evaluation.verify import Sources
+from maep_lightning.evaluation.sources import Sources
 from maep_lightning.models.classifiers import load_classifier
 from maep_lightning.models.policies import apply_policy
 from maep_lightning.models.registry import load_purifier

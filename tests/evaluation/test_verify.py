@@ -6,7 +6,8 @@ import torch
 
 from maep_lightning.evaluation import evaluate
 from maep_lightning.evaluation.ledger import Ledger, Status
-from maep_lightning.evaluation.verify import Sources, recheck
+from maep_lightning.evaluation.sources import Sources
+from maep_lightning.evaluation.verify import recheck
 
 pytestmark = pytest.mark.usefixtures("_no_figure")
 

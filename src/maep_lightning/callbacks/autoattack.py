@@ -17,7 +17,7 @@ from maep_lightning.evaluation.engine import evaluate
 from maep_lightning.evaluation.plan import Plan
 from maep_lightning.evaluation.results import Results, Subject
 from maep_lightning.evaluation.sanity.findings import SCORES
-from maep_lightning.evaluation.verify import Sources
+from maep_lightning.evaluation.sources import Sources
 from maep_lightning.models.classifiers import load_classifier
 from maep_lightning.models.policies import CHUNK
 from maep_lightning.models.trained import trained_on

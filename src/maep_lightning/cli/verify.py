@@ -28,7 +28,8 @@ def run(args: list[str]) -> None:
     import torch
 
     from maep_lightning.data import ImageSource
-    from maep_lightning.evaluation.verify import Sources, recheck
+    from maep_lightning.evaluation.sources import Sources
+    from maep_lightning.evaluation.verify import recheck
     from maep_lightning.models.classifiers import load_classifier
     from maep_lightning.models.policies import apply_policy
     from maep_lightning.models.registry import load_purifier
