@@ -22,6 +22,13 @@ def test_cosine_with_warmup__rises_linearly_then_falls_to_zero():
     assert math.isfinite(cosine_with_warmup(0, 1, 0.0))
 
 
+@pytest.mark.parametrize("field", ["warmup", "min_lr_ratio"])
+@pytest.mark.parametrize("share", [-0.1, 5])
+def test_optimization__refuses_what_is_no_share(field, share):
+    with pytest.raises(ValueError, match=f"{field} is a share, from 0 to 1, not {share}"):
+        Optimization(**{field: share})
+
+
 @pytest.mark.parametrize("floor", [0.25, 1.0])
 def test_cosine_with_warmup__falls_no_further_than_it_may(floor):
     factors = [cosine_with_warmup(step, 100, 0.1, floor) for step in range(101)]

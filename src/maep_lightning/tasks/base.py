@@ -32,6 +32,9 @@ class Optimization:
             averaged weights.
         gradient_checkpointing: Whether the autoencoder's blocks compute their activations again in the backward pass
             instead of keeping them: the same gradients, less memory, more time.
+
+    Raises:
+        ValueError: If a share is none.
     """
 
     base_lr: float = 1e-3
@@ -40,6 +43,11 @@ class Optimization:
     warmup: float = 0.05
     min_lr_ratio: float = 0.0
     gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        for name, share in (("warmup", self.warmup), ("min_lr_ratio", self.min_lr_ratio)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} is a share, from 0 to 1, not {share}.")
 
 
 def cosine_with_warmup(step: int, steps: int, warmup: float, floor: float = 0.0) -> float:
