@@ -21,7 +21,7 @@ make reproduce-cifar10          the same on CIFAR-10, with SCALE
 make whitebox-cifar10           a purifier trained against white-box attack, and the threat ladder beside the plain one
 make denoise-cifar10            a purifier that stands behind noise, for classifiers, data sets and sizes it has not met
 make denoise-mild-cifar10       one for less noise, and larger (but at SCALE=gpu, where both are of one size)
-make collage-cifar10            the shipped one for less noise, taught what a classifier of 224 pixels looks at
+make collage-cifar10            a purifier for 224 pixels without noise: denoise-mild's, trained on before SqueezeNet or CLASSIFIER
 make transfer                   one purifier before other classifiers, data sets, sizes and attacks, as a heat map
 make ablations                  the tables of experiments/ablations on digits, or one: make ablation-loss
 make dashboard                  TensorBoard over runs/

@@ -122,7 +122,7 @@ def test_fit__says_that_files_are_cropped_otherwise_than_the_weights_of_the_clas
 
 
 def test_fsdp__refuses_to_average_weights(task, fsdp, tmp_path):
-    with pytest.raises(ValueError, match=r"leave ema\.yaml out"):
+    with pytest.raises(ValueError, match=r"leave ema\.yaml, or the callback EMAWeightAveraging, out"):
         fit(task(), tmp_path, fsdp(), callbacks=[EMAWeightAveraging()])
 
 

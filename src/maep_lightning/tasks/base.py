@@ -119,7 +119,10 @@ class Task(LightningModule):
                     "--trainer.strategy.tensor_parallel_size 1."
                 )
             if any(isinstance(callback, WeightAveraging) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
-                raise ValueError("An average of the weights cannot be kept where FSDP shards them: leave ema.yaml out.")
+                raise ValueError(
+                    "An average of the weights cannot be kept where FSDP shards them: leave ema.yaml, or the callback "
+                    "EMAWeightAveraging, out."
+                )
             shard(self.trained(), self.device_mesh["data_parallel"])
             # The strategy reads a checkpoint itself, before `on_load_checkpoint` can add what was left out of it.
             self.strict_loading = False
