@@ -7,6 +7,7 @@ from maep_lightning.evaluation import Plan, evaluate
 from maep_lightning.evaluation.binding import bind
 from maep_lightning.evaluation.ledger import Ledger, Status
 from maep_lightning.evaluation.plan import PlanChangedError
+from maep_lightning.evaluation.rungs import Rung
 from maep_lightning.evaluation.threats import TITLES
 from maep_lightning.evaluation.verify import recheck
 
@@ -223,6 +224,18 @@ def test_evaluate__goes_on_with_further_threats_in_the_same_folder(linear, tmp_p
 def test_plan__mistyped_threats_are_answered_with_the_nearest(threat, message):
     with pytest.raises(ValueError, match=message):
         Plan(eps="8/255", threats=("none", threat))
+
+
+@pytest.mark.parametrize("threat", ["blind:fgsm+fgsm", "whitebox:apgd-ce+fgsm+apgd-t+fgsm"])
+def test_plan__attacks_named_twice_are_refused(threat):
+    """The second pass would have the file of the first, and what that broke would count as robust."""
+    with pytest.raises(ValueError, match=r"fgsm\+.*: fgsm named twice; name each attack once"):
+        Plan(eps="8/255", threats=("none", threat))
+
+
+def test_rung__attacks_of_one_name_are_refused():
+    with pytest.raises(ValueError, match=r"bpda: attacks must have different names, not square, fab-t, square\."):
+        Rung("bpda", ("square", "fab-t", "square"), None, None, {}, None)
 
 
 @pytest.mark.parametrize("attack", TITLES)

@@ -86,6 +86,9 @@ class Rung:
             them: they are made for whole chunks, whoever survived, and may come from and go to the cache. Else None.
         cost: Forward and backward passes through `watched` for an image that survives, for each attack.
         title: How results name its attacks; empty for AutoAttack's own title.
+
+    Raises:
+        ValueError: If two of its attacks have the same name, by which the ledger tells them apart.
     """
 
     name: str
@@ -101,6 +104,10 @@ class Rung:
     origin: dict[str, Any] | None = None
     cost: dict[str, tuple[int, int]] = field(default_factory=dict)
     title: str = ""
+
+    def __post_init__(self) -> None:
+        if len(set(self.attacks)) < len(self.attacks):
+            raise ValueError(f"{self.name}: attacks must have different names, not {', '.join(self.attacks)}.")
 
     @property
     def context_hash(self) -> str:

@@ -54,7 +54,8 @@ def parse_threat(text: str) -> NamedThreat:
         text: `THREAT`, or `THREAT:ATTACK[+ATTACK...]` with one of `DIVISIBLE`: for each image the worst of the attacks.
 
     Raises:
-        ValueError: If a name is unknown, or the threat model takes no attacks; the message lists what is known.
+        ValueError: If a name is unknown or given twice, or the threat model takes no attacks; the message lists what is
+            known.
     """
     kind, colon, rest = text.partition(":")
     attacks = tuple(rest.split("+")) if colon else ()
@@ -65,6 +66,8 @@ def parse_threat(text: str) -> NamedThreat:
     for name in attacks:
         if name not in ATTACKS:
             raise ValueError(f"{text!r}: there is no attack {name!r}; known: {_known(name, tuple(ATTACKS))}")
+    if twice := [name for name in ATTACKS if attacks.count(name) > 1]:
+        raise ValueError(f"{text!r}: {' and '.join(twice)} named twice; name each attack once.")
     return NamedThreat(kind, attacks)
 
 
