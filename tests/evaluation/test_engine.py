@@ -109,6 +109,14 @@ def test_evaluate__no_purifier_leaves_the_undefended_rows(linear, tmp_path):
     assert [(row["purifier"], row["threat"]) for row in results.rows] == [(None, "none"), (None, "whitebox")]
 
 
+@pytest.mark.parametrize("threat", ["square", "noise", "blind_worst", "blind:fgsm", "whitebox:apgd-ce", "eot"])
+def test_evaluate__threats_that_need_a_purifier_are_refused_without_one(linear, tmp_path, threat):
+    """They would have no row, and what was not measured would not be missed."""
+    with pytest.raises(ValueError, match=f"^{threat} and bpda are measured .* behind a purifier, and there is none"):
+        run(linear, tmp_path, purified=False, threats=("none", threat, "bpda", "whitebox"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_evaluate__second_call_makes_nothing_and_finds_the_same(linear, tmp_path, monkeypatch):
     first = run(linear, tmp_path)
     monkeypatch.setattr("maep_lightning.evaluation.engine._Engine._make", None)

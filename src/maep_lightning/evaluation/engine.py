@@ -50,7 +50,8 @@ def evaluate(
 
     Args:
         classifier: Frozen classifier, images in [0, 1] to logits `(B, K)`, in evaluation mode.
-        purifier: Images in [0, 1] to images in [0, 1], in evaluation mode; None evaluates the bare classifier.
+        purifier: Images in [0, 1] to images in [0, 1], in evaluation mode; None evaluates the bare classifier, under
+            the threats `none`, `blind` and `whitebox` only.
         images: `(N, C, H, W)`, uint8, or floating point in [0, 1].
         labels: `(N,)` int64.
         plan: What to measure.

@@ -10,6 +10,9 @@ from maep_lightning.attacks.autoattack import check_inputs
 from maep_lightning.attacks.target import Target, isolated_rng
 from maep_lightning.evaluation.plan import Plan
 
+ALONE = ("none", "blind", "whitebox")
+"""Threats that are measured on a classifier without a purifier, where blind and white-box are the same attack."""
+
 
 def pixels(images: Tensor, device: torch.device) -> Tensor:
     """Images as float32 in [0, 1] on the device, outside inference mode."""
@@ -92,6 +95,11 @@ def preflight(
     Raises:
         ValueError: If something cannot be evaluated as it is.
     """
+    if defended is None and (asked := [name for name in plan.threats if name not in ALONE]):
+        raise ValueError(
+            f"{' and '.join(asked)} are measured on a classifier behind a purifier, and there is none. Leave them out,"
+            f" since without a purifier only {', '.join(ALONE)} are measured, or give the purifier identity."
+        )
     named = {"The classifier": bare, "The purifier": defended, "The surrogate": surrogate}
     targets = {name: target for name, target in named.items() if target is not None}
     for name, target in targets.items():
