@@ -4,6 +4,7 @@ from torch import nn
 
 from maep_lightning.evaluation import evaluate
 from maep_lightning.evaluation.cache import AttackCache, Made
+from maep_lightning.evaluation.engine import _Engine
 from maep_lightning.evaluation.ledger import Unit
 from maep_lightning.evaluation.rungs import UNDEFENDED_ATTACKED
 
@@ -123,6 +124,50 @@ def test_evaluate__budgets_of_autoattack_do_not_touch_the_simple_attacks_on_file
     new = set((tmp_path / "cache").rglob("*.safetensors")) - files
     assert new
     assert {path.parent.name for path in new} <= {"apgd-ce", "apgd-t", "fab-t", "square"}
+
+
+class Once(nn.Module):
+    """Fails at the first attack that differentiates through it; the flag is no weight."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.fails = inner, True
+
+    def forward(self, images):
+        if self.fails and images.requires_grad and len(images) > 1:
+            self.fails = False
+            raise RuntimeError("device-side assert")
+        return self.inner(images)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("filled", ["by this version", "by one that kept all"])
+def test_evaluate__exception_leaves_nothing_in_the_cache_that_the_next_try_stumbles_on(
+    linear, tmp_path, monkeypatch, filled
+):
+    """What comes after a broken-off attack works on samples that this attack would have broken."""
+    classifier, _, images, _ = linear.build(8)
+    with torch.no_grad():
+        case = (Once(classifier).eval(), None, images, classifier(images).argmax(1))
+    options = {"plan": {"threats": ("none", "whitebox"), "eps": "6/255"}}
+    with monkeypatch.context() as patch:
+        if filled == "by one that kept all":
+            make = _Engine._make
+
+            def keeping(engine, rung, *arguments):
+                unit = make(engine, rung, *arguments)
+                engine.cache.write(unit)
+                return unit
+
+            patch.setattr(_Engine, "_make", keeping)
+        assert not run(case, tmp_path / "a", linear, cache_dir=tmp_path / "cache", **options).complete
+    kept = {path.parent.name for path in (tmp_path / "cache").rglob("*.safetensors")}
+    assert kept == ({"clean"} if filled == "by this version" else {"clean", "apgd-t", "fab-t", "square"})
+    whole = run(case, tmp_path / "b", linear, **options)
+    assert 0 < whole.row("whitebox", defended=False)["acc_robust"] < 1
+    for folder in ("a", "c"):  # the same again, and a new run
+        again = run(case, tmp_path / folder, linear, cache_dir=tmp_path / "cache", **options)
+        assert again.ledger_hash == whole.ledger_hash
 
 
 @pytest.mark.faults

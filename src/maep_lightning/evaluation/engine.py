@@ -171,7 +171,8 @@ class _Engine:
     def _climb_rung(self, rung: Rung, chunk: Batch, data: str, stale: bool) -> bool:
         """Take a chunk up one rung; true if something had to be made.
 
-        What follows from a unit that is made anew is made anew: a unit that ended in an exception is tried again.
+        What follows from a unit that is made anew is made anew: a unit that ended in an exception is tried again. What
+        follows from such a one is no other run's, and not cached.
         """
         clean = None if rung.baseline is None else self.ledger.read(rung.baseline, "clean", chunk.chunk)
         made = False
@@ -187,6 +188,9 @@ class _Engine:
                 self.bar.at(rung.name, attack, chunk.chunk, len(rows), len(chunk))
                 unit = self._make(rung, attack, chunk, data, rows, clean)
                 made = True
+                sound = all(before is None or before.error is None for before in (clean, *units))
+                if self.cache is not None and rung.cached and sound:
+                    self.cache.write(unit)
             units.append(unit)
         return made
 
@@ -195,8 +199,9 @@ class _Engine:
         unit = self.ledger.read(rung.name, attack, chunk.chunk)
         if unit is None and self.cache is not None and rung.cached:
             unit = self.cache.read(Unit, rung.name, rung.context_hash, attack, chunk.chunk, data)
-            if unit is not None and torch.equal(unit.indices, chunk.indices[rows]):
-                self.ledger.write(unit)
+            if unit is None or not torch.equal(unit.indices, chunk.indices[rows]):
+                return None  # made where an exception had ended an attack before it
+            self.ledger.write(unit)
         if unit is None or unit.error is not None:
             return None
         expected = {
@@ -257,8 +262,6 @@ class _Engine:
             batch.indices, status, prediction, margin, right, stored, adversarial, rung.judge.draws, error, notes,
         )  # fmt: skip
         self.ledger.write(unit)
-        if self.cache is not None and rung.cached:
-            self.cache.write(unit)
         forwards, backwards = (sum(getattr(w, name) for w in watches.values()) for name in ("forwards", "backwards"))
         self.timings.add(unit, time.monotonic() - started, forwards, backwards)
         return unit
