@@ -322,10 +322,9 @@ def measure(study: Study, runs: Path, device: torch.device, part: Study | None =
         say(f"{number} of {len(costs)}: {cell.title}; {clock(time.monotonic() - started)} gone, {left}")
         begun, folder = time.monotonic(), runs / cell.folder
         with about(cell):
-            materials.sources(cell).write(folder)
             evaluate(
-                *materials.bench(cell), cell.plan, folder, subject=materials.subject(cell), cache_dir=attacks,
-                device=device, sanity=0,
+                *materials.bench(cell), cell.plan, folder, subject=materials.subject(cell),
+                sources=materials.sources(cell), cache_dir=attacks, device=device, sanity=0,
             )  # fmt: skip
         done, spent = done + cost, spent + time.monotonic() - begun
         report(study, runs, materials.named)

@@ -13,6 +13,8 @@ from maep_lightning.attacks.threat import Epsilon
 from maep_lightning.callbacks import AutoAttackCallback
 from maep_lightning.cli import main
 from maep_lightning.data import ImageDataModule
+from maep_lightning.evaluation.plan import PlanChangedError
+from maep_lightning.evaluation.sources import Sources
 from maep_lightning.models.classifiers import create_classifier, save_classifier
 from maep_lightning.models.registry import create_purifier
 from maep_lightning.tasks import PurifierEvaluation
@@ -81,6 +83,24 @@ def judge(task, folder):
     options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(default_root_dir=folder, callbacks=[callback], **options)
     trainer.test(task, datamodule=ImageDataModule("digits", test_limit=4), verbose=False)
+
+
+@pytest.mark.faults
+def test_verify__a_run_that_was_refused_leaves_the_sources_of_the_one_before(run, tmp_path, capsys):
+    classifier = str(run / "classifier.safetensors")
+    judge(PurifierEvaluation(classifier, "mirror"), tmp_path)
+    with pytest.raises(PlanChangedError, match="purifier_architecture"):
+        judge(PurifierEvaluation(classifier, "jpeg:75"), tmp_path)
+    main(["verify", str(tmp_path)])
+    assert "verified" in capsys.readouterr().out
+
+
+@pytest.mark.faults
+def test_verify__a_run_that_was_stopped_has_its_sources(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("maep_lightning.evaluation.engine._Engine.climb", lambda *args: {}["stop"])
+    with pytest.raises(KeyError, match="stop"):
+        judge(PurifierEvaluation(str(run / "classifier.safetensors"), "mirror"), tmp_path)
+    assert Sources.read(tmp_path / "autoattack").purifier == "mirror"
 
 
 def test_verify__follows_a_purifier_by_import_path_and_notices_that_it_was_edited(run, tmp_path, monkeypatch, capsys):

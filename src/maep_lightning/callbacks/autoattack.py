@@ -147,8 +147,6 @@ class AutoAttackCallback(Callback):
         if not hasattr(data, "test_set"):
             raise TypeError("AutoAttackCallback needs a DataModule with test_set(), such as ImageDataModule.")
         run_dir = Path(self.run_dir or Path(trainer.default_root_dir) / "autoattack")
-        if trainer.is_global_zero:
-            self._sources(pl_module, data, purifier).write(run_dir)
         with torch.inference_mode(False):
             images, labels = data.test_set()
             self.results = evaluate(
@@ -159,6 +157,7 @@ class AutoAttackCallback(Callback):
                 self.plan,
                 run_dir,
                 subject=self._subject(pl_module, data, purifier),
+                sources=self._sources(pl_module, data, purifier),
                 cache_dir=self.cache_dir,
                 reference=self.reference,
                 progress=trainer.is_global_zero,

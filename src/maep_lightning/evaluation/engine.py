@@ -21,6 +21,7 @@ from maep_lightning.evaluation.results import Results, Subject, collect, name_at
 from maep_lightning.evaluation.rungs import Batch, Candidates, Rung, judge_seed, unit_seed
 from maep_lightning.evaluation.sanity.battery import battery, read, write
 from maep_lightning.evaluation.sanity.findings import Case
+from maep_lightning.evaluation.sources import Sources
 from maep_lightning.evaluation.summary import alive, kept, standing
 from maep_lightning.evaluation.workers import Workers, find_workers
 
@@ -34,6 +35,7 @@ def evaluate(
     run_dir: str | Path,
     *,
     subject: Subject | None = None,
+    sources: Sources | None = None,
     cache_dir: str | Path | None = None,
     reference: str | Path | None = None,
     device: torch.device | str | None = None,
@@ -57,6 +59,7 @@ def evaluate(
         plan: What to measure.
         run_dir: Where the ledger, `results.json`, the reports and `audit.csv` go.
         subject: Names for the report.
+        sources: Files of the networks and images, kept in `run_dir` for `maep verify`; None keeps none.
         cache_dir: Where attacks on the bare classifier are kept across runs; None for no such place.
         reference: A JSON file of published rows that the report prints beside these.
         device: Where to compute; by default where the classifier is, or the purifier, if the classifier has no weights.
@@ -82,6 +85,8 @@ def evaluate(
     subject = subject or Subject()
     mismatch = class_mismatch(manifest.values["num_classes"], subject.class_names)
     manifest.pin(run_dir)
+    if sources is not None and workers.rank == 0:
+        sources.write(run_dir)
     chunks = -(-len(labels) // plan.chunk_size)
     bar = Progress(progress and workers.rank == 0, chunks, workers.world_size)
     cache = AttackCache(Path(cache_dir)) if cache_dir is not None else None
