@@ -13,8 +13,11 @@ from maep_lightning.evaluation.fingerprint import of_architecture, of_libraries,
 from maep_lightning.evaluation.plan import Manifest, PlanChangedError
 from maep_lightning.evaluation.verify import recheck
 from maep_lightning.models.classifiers import create_classifier, load_classifier, save_classifier
+from maep_lightning.models.lora import LoRALinear
+from maep_lightning.models.mae import MAEConfig, MaskedAutoencoder
 from maep_lightning.models.policies import apply_policy
 from maep_lightning.models.preprocessing import NORMALIZATIONS, NormalizedClassifier
+from maep_lightning.models.purifier import Purifier
 from maep_lightning.models.registry import load_purifier
 
 pytestmark = pytest.mark.usefixtures("_no_figure")
@@ -49,6 +52,44 @@ def test_architecture__options_of_a_file_s_name_are_in_it(tmp_path, kind):
 def test_architecture__order_of_options_is_not_in_it():
     one, other = (f"timm:resnet10t,{text}" for text in ("drop_rate=0.1,stem_width=16", "stem_width=16,drop_rate=0.1"))
     assert of_architecture(create_classifier(one, 3)) == of_architecture(create_classifier(other, 3))
+
+
+MAE = {"width": 24, "depth": 1, "heads": 3, "decoder_width": 24, "decoder_depth": 1, "decoder_heads": 3}
+
+
+@pytest.mark.parametrize(
+    ("option", "policy"),
+    [
+        ({"residual": False}, "native"),
+        ({"squash": True}, "native"),
+        ({"heads": 2}, "native"),
+        ({"decoder_heads": 2}, "native"),
+        ({"heads": 2, "decoder_heads": 2}, "native"),
+        ({"image_size": 64}, "interpolate"),
+    ],
+)
+def test_architecture__options_of_the_masked_autoencoder_are_in_it(option, policy):
+    plain, same, other = (Purifier(MaskedAutoencoder(MAEConfig(**(MAE | more)))).eval() for more in ({}, {}, option))
+    for weight in plain.parameters():
+        nn.init.normal_(weight, std=0.2)
+    for network in (same, other):
+        network.load_state_dict(plain.state_dict())
+    same.mae.gradient_checkpointing = True
+    plain, same, other = (apply_policy(network, policy) for network in (plain, same, other))
+    images = torch.rand(1, 3, 96, 96)
+    assert torch.equal(same(images), plain(images))
+    assert not torch.allclose(other(images), plain(images), atol=1e-5)
+    assert of_weights(other) == of_weights(plain)
+    assert of_architecture(same) == of_architecture(plain) != of_architecture(other)
+
+
+def test_architecture__scaling_of_lora_is_in_it():
+    base = nn.Linear(4, 4)
+    plain, same, other = (LoRALinear(base, 2, alpha) for alpha in (2.0, 2.0, 4.0))
+    for layer in (same, other):
+        layer.load_state_dict(plain.state_dict())
+    assert of_weights(other) == of_weights(plain)
+    assert of_architecture(same) == of_architecture(plain) != of_architecture(other)
 
 
 def test_libraries__are_those_of_the_parts():

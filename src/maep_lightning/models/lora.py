@@ -43,6 +43,10 @@ class LoRALinear(nn.Linear):
         """`(..., in)` to `(..., out)`."""
         return super().forward(input) + self.scaling * F.linear(F.linear(input, self.lora_A), self.lora_B)
 
+    def extra_repr(self) -> str:
+        """What the fingerprint of a run tells scales of the update apart by; the rank is in the weights."""
+        return f"{super().extra_repr()}, scaling={self.scaling}"
+
 
 def inject_lora(
     blocks: nn.Module, rank: int, alpha: float, targets: Sequence[Target] = ("qkv", "proj", "mlp")

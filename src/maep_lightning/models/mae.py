@@ -157,6 +157,14 @@ class MaskedAutoencoder(nn.Module):
         if self.config.residual:
             nn.init.zeros_(self.decoder_pred.weight)
 
+    def extra_repr(self) -> str:
+        """What the fingerprint of a run tells networks apart by that neither weights nor layers show.
+
+        The image size is that of the training grid, between whose positions others may be interpolated.
+        """
+        names = ("image_size", "heads", "decoder_heads", "residual", "squash")
+        return ", ".join(f"{name}={getattr(self.config, name)}" for name in names)
+
     def interpolate_positions(self) -> None:
         """From here on the positions of any grid lie between those of the training grid, not beyond them."""
         self._span = self.config.image_size // self.config.patch_size
