@@ -5,6 +5,7 @@ from torch import nn
 from maep_lightning.attacks.target import Target
 from maep_lightning.evaluation import evaluate
 from maep_lightning.evaluation.cost import BACKWARD, effort, estimate
+from maep_lightning.evaluation.fingerprint import of_tensors
 from maep_lightning.evaluation.sanity.battery import battery
 from maep_lightning.evaluation.sanity.findings import Case
 
@@ -61,6 +62,24 @@ def test_evaluate__says_before_the_attacks_what_they_and_the_battery_cost(linear
     )
     # What is in the cache costs nothing more, but for the judge.
     assert said("b", sanity=0).startswith(f"{judged:.0f} s if no image breaks; broken")
+
+
+@pytest.mark.parametrize("purified", [True, False])
+def test_evaluate__looks_at_the_images_of_a_chunk_once(linear, tmp_path, monkeypatch, purified):
+    """Also where the clean images come from the cache, so that no pass of them is timed and nothing can be said."""
+    classifier, mirror, images, labels = linear.build(20)
+    case = (classifier, mirror if purified else None, images, labels)
+    plan, cache, seen = linear.plan(2, threats=("none",)), tmp_path / "cache", []
+    evaluate(*case, plan, tmp_path / "a", cache_dir=cache, progress=False, sanity=0)
+
+    def counted(tensors):
+        if tensors.keys() == {"images", "labels"}:
+            seen.append(tensors)
+        return of_tensors(tensors)
+
+    monkeypatch.setattr("maep_lightning.evaluation.binding.fingerprint.of_tensors", counted)
+    evaluate(*case, plan, tmp_path / "b", cache_dir=cache, progress=False, sanity=0)
+    assert len(seen) == 10
 
 
 def test_estimate__is_what_the_evaluation_costs_where_nothing_breaks(linear, slow, tmp_path):

@@ -75,12 +75,13 @@ def bind(
     return Bound(images, labels, device, bare, defended, manifest, ledger, rungs)
 
 
-def chunk_fingerprint(images: Tensor, labels: Tensor, rows: slice | Tensor) -> str:
-    """Fingerprint of the images and labels of a chunk.
+def chunk_fingerprints(images: Tensor, labels: Tensor, size: int) -> list[str]:
+    """Fingerprint of the images and labels of each chunk.
 
     Args:
-        images: Those of the evaluation.
-        labels: Theirs.
-        rows: The chunk's.
+        images: Those of the evaluation, `(N, C, H, W)`.
+        labels: Theirs, `(N,)`.
+        size: Samples in a chunk.
     """
-    return fingerprint.of_tensors({"images": images[rows], "labels": labels[rows]})
+    chunks = [slice(start, start + size) for start in range(0, len(labels), size)]
+    return [fingerprint.of_tensors({"images": images[rows], "labels": labels[rows]}) for rows in chunks]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from maep_lightning.attacks.autoattack import AutoAttackSettings
 from maep_lightning.attacks.target import Target
 from maep_lightning.attacks.threat import Norm
-from maep_lightning.evaluation.binding import bind, chunk_fingerprint
+from maep_lightning.evaluation.binding import bind, chunk_fingerprints
 from maep_lightning.evaluation.cache import AttackCache
 from maep_lightning.evaluation.inputs import pixels
 from maep_lightning.evaluation.ledger import Ledger, Status, Unit
@@ -42,35 +42,18 @@ class Preview:
     milliseconds: float
 
 
-def preview(
-    rungs: list[Rung],
-    plan: Plan,
-    data: list[str],
-    n: int,
-    samples: int,
-    timings: Timings,
-    ledger: Ledger,
-    cache: AttackCache | None,
-) -> Preview | None:
-    """Price what is left to do by the time that the clean images took; None as long as the whole has seen none.
+def clean_seconds(rungs: list[Rung], timings: Timings) -> dict[str, float] | None:
+    """Seconds of an image through the judge of each clean rung; None as long as the whole has seen none.
 
     Args:
         rungs: The rungs.
-        plan: The plan.
-        data: Fingerprint of each chunk's images and labels.
-        n: Samples.
-        samples: Images of the sanity battery.
         timings: Times of what was done.
-        ledger: The ledger.
-        cache: The cache, if there is one.
     """
     seconds: dict[str, float] = {}
     for entry in timings.read():
         if entry["attack"] == "clean" and entry["forwards"]:
             seconds[entry["rung"]] = entry["seconds"] / entry["forwards"]
-    if [rung.name for rung in rungs if rung.baseline is None][-1] not in seconds:
-        return None
-    return price(rungs, plan, data, n, samples, seconds, ledger, cache)
+    return seconds if [rung.name for rung in rungs if rung.baseline is None][-1] in seconds else None
 
 
 def price(
@@ -175,8 +158,7 @@ def estimate(
                 started = time.monotonic()
                 rung.judge(sample).sum().item()  # waits for the device
                 seconds[rung.name] = (time.monotonic() - started) / len(sample)
-    chunks = range(0, len(bound.labels), plan.chunk_size)
-    data = [chunk_fingerprint(bound.images, bound.labels, slice(start, start + plan.chunk_size)) for start in chunks]
+    data = chunk_fingerprints(bound.images, bound.labels, plan.chunk_size)
     cache = AttackCache(Path(cache_dir)) if cache_dir is not None else None
     return price(bound.rungs, plan, data, len(bound.labels), 0, seconds, bound.ledger, cache, planned)
 

@@ -2,15 +2,16 @@
 
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from maep_lightning.attacks.target import isolated_rng
-from maep_lightning.evaluation.binding import bind, chunk_fingerprint
+from maep_lightning.evaluation.binding import bind, chunk_fingerprints
 from maep_lightning.evaluation.cache import AttackCache, Made
-from maep_lightning.evaluation.cost import preview
+from maep_lightning.evaluation.cost import clean_seconds, price
 from maep_lightning.evaluation.inputs import class_mismatch, pixels
 from maep_lightning.evaluation.judging import confine, judge, suspects
 from maep_lightning.evaluation.ladder import fixed
@@ -147,7 +148,7 @@ class _Engine:
         started = time.monotonic()
         indices = self._indices(number)
         images, labels = pixels(self.images[indices], self.device), self.labels[indices].to(self.device)
-        chunk, data = Batch(number, indices, images, labels, 0), self._data(number)
+        chunk, data = Batch(number, indices, images, labels, 0), self._data[number]
         made: set[str] = set()
         for rung in self.rungs:
             stale = bool(made & {rung.baseline, rung.source})
@@ -161,17 +162,18 @@ class _Engine:
         start = number * self.plan.chunk_size
         return torch.arange(start, min(start + self.plan.chunk_size, len(self.labels)))
 
-    def _data(self, number: int) -> str:
-        """Fingerprint of a chunk's images and labels."""
-        return chunk_fingerprint(self.images, self.labels, self._indices(number))
+    @cached_property
+    def _data(self) -> list[str]:
+        return chunk_fingerprints(self.images, self.labels, self.plan.chunk_size)
 
     def _preview(self) -> None:
-        data = [self._data(number) for number in range(self.bar.total)]
-        bound = preview(
-            self.rungs, self.plan, data, len(self.labels), self.sanity, self.timings, self.ledger, self.cache
+        seconds = clean_seconds(self.rungs, self.timings)
+        if seconds is None:
+            return
+        bound = price(
+            self.rungs, self.plan, self._data, len(self.labels), self.sanity, seconds, self.ledger, self.cache
         )
-        if bound is not None:
-            self.bar.expect(bound.attacks / self.bar.world_size, bound.sanity, bound.milliseconds)
+        self.bar.expect(bound.attacks / self.bar.world_size, bound.sanity, bound.milliseconds)
 
     def _climb_rung(self, rung: Rung, chunk: Batch, data: str, stale: bool) -> bool:
         """Take a chunk up one rung; true if something had to be made.
