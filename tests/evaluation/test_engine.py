@@ -377,6 +377,53 @@ def test_evaluate__detached_purifier_is_refused_by_name(linear, tmp_path):
     assert blind.complete
 
 
+@pytest.mark.parametrize("threat", ["blind:square", "whitebox:square"])
+def test_evaluate__square_needs_no_gradient(linear, tmp_path, threat):
+    class Detached(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, images):
+            return self.inner(images.detach())
+
+    classifier, purifier, images, labels = linear.build(8)
+    case = (Detached(classifier).eval(), purifier, images, labels)
+    assert run(linear, tmp_path, case, threats=("none", threat)).complete
+    with pytest.raises(ValueError, match="No gradient flows"):
+        run(linear, tmp_path / "b", case, threats=("none", f"{threat}+fgsm"))
+
+
+@pytest.fixture
+def oblong():
+    """Images that are not square, which pyautoattack's Square cannot work on but in Linf."""
+    torch.manual_seed(0)
+    classifier, purifier = nn.Sequential(nn.Flatten(), nn.Linear(3 * 6 * 8, 10)).eval(), nn.Hardtanh(0.1, 0.9).eval()
+    images = torch.rand(4, 3, 6, 8)
+    with torch.no_grad():
+        return classifier, purifier, images, classifier(purifier(images)).argmax(1)
+
+
+def test_evaluate__attacks_without_square_work_on_oblong_images(linear, tmp_path, oblong):
+    threats, surrogate = ("none", "transfer", "blind:fgsm", "blind_worst", "bpda", "whitebox:apgd-ce+fab-t"), oblong[0]
+    plan = linear.plan(4, norm="L2", eps="0.1", threats=threats)
+    assert evaluate(*oblong, plan, tmp_path, surrogate=surrogate, progress=False, sanity=0).complete
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("threat", "version"),
+    [
+        *((threat, "standard") for threat in ("square", "blind", "blind:square", "whitebox", "whitebox:fgsm+square")),
+        *((threat, "rand") for threat in ("square", "blind:square", "whitebox:square")),
+    ],
+)
+def test_evaluate__square_is_refused_on_oblong_images_before_any_attack(linear, tmp_path, oblong, threat, version):
+    with pytest.raises(ValueError, match="6 x 8 images in L2"):
+        run(linear, tmp_path, oblong, norm="L2", eps="0.1", version=version, threats=("none", threat))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize(
     ("spoil", "message"),

@@ -115,7 +115,7 @@ class AutoAttackSettings:
         Raises:
             ValueError: If so.
         """
-        if self.norm == "Linf" or self.version == "rand":
+        if self.norm == "Linf":
             return
         side, tile = height, height // 5
         if height != width or tile == 0 or (side - 5 * tile) // 2 + side // tile * tile > side:
@@ -164,7 +164,8 @@ def run_component(
     """
     with isolated_rng(seed, images.device), torch.no_grad(), _captured_warnings() as warnings:
         check_inputs(images, labels, num_classes := target.num_classes(images))
-        settings.check_image_size(*images.shape[-2:])
+        if component == "square":
+            settings.check_image_size(*images.shape[-2:])
         attack = _build(target, component, settings, num_classes, seed)
         adversarial = attack.perturb(images.contiguous().clone(), labels.clone())
     return adversarial.detach(), warnings

@@ -1,7 +1,6 @@
 """Images, labels and networks as handed in: looked at before the first attack, so that nothing spoils all of them."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -100,17 +99,18 @@ def preflight(
             f"{' and '.join(asked)} are measured on a classifier behind a purifier, and there is none. Leave them out,"
             f" since without a purifier only {', '.join(ALONE)} are measured, or give the purifier identity."
         )
-    named = {"The classifier": bare, "The purifier": defended, "The surrogate": surrogate}
-    targets = {name: target for name, target in named.items() if target is not None}
+    roles = {"The classifier": bare, "The purifier": defended, "The surrogate": surrogate}
+    targets = {name: target for name, target in roles.items() if target is not None}
     for name, target in targets.items():
         if target.device != device:
             raise ValueError(f"{name} is on {target.device}, but the evaluation on {device}; move it with .to(...).")
-    if set(plan.threats) - {"none", "noise", "eot"}:
+    named = plan.named.values()
+    with_square = {"square", "fixed_coins"} | ({"blind", "whitebox"} if plan.version == "standard" else set())
+    if with_square & set(plan.threats) or any("square" in attacks for _, attacks in named):
         plan.settings.check_image_size(*images.shape[-2:])
-    if "fixed_coins" in plan.threats:
-        replace(plan.settings, version="standard").check_image_size(*images.shape[-2:])
-    exact = {"whitebox", "eot", "fixed_coins"} & plan.kinds
-    differentiated = [bare] if exact or {"blind", "blind_worst", "bpda"} & plan.kinds else []
+    differentiating = {kind for kind, attacks in named if set(attacks) != {"square"}}
+    exact = {"whitebox", "eot", "fixed_coins"} & differentiating
+    differentiated = [bare] if exact or {"blind", "blind_worst", "bpda"} & differentiating else []
     differentiated += [surrogate] if surrogate is not None else []
     differentiated += [defended] if defended is not None and exact else []
     first = pixels(images[:1], device)
