@@ -103,3 +103,9 @@ def test_callback__transfer_and_surrogate_go_together(case):
 def test_callback__a_missing_file_of_published_rows_is_found_before_the_attacks(case, tmp_path):
     with pytest.raises(FileNotFoundError, match="no file of published rows"):
         case.AutoAttackCallback(reference=str(tmp_path / "expected.json"))
+
+
+def test_callback__an_empty_list_of_threats_is_not_the_default(case):
+    assert case.AutoAttackCallback().plan.threats == ("none", "blind", "whitebox")
+    with pytest.raises(ValueError, match="There is no threat model to measure"):
+        case.AutoAttackCallback(threats=[])

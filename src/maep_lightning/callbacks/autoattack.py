@@ -99,7 +99,7 @@ class AutoAttackCallback(Callback):
         self.plan = Plan(
             eps=eps,
             norm=norm,
-            threats=tuple(threats or ("none", "blind", "whitebox")),
+            threats=("none", "blind", "whitebox") if threats is None else tuple(threats),
             n=n,
             chunk_size=chunk_size,
             seed=seed,
