@@ -212,6 +212,15 @@ def test_evaluate__goes_on_with_further_threats_in_the_same_folder(linear, tmp_p
         evaluate(*case, linear.plan(8, threats=("none", "bpda")), tmp_path, progress=False, sanity=0)
 
 
+def test_evaluate__the_order_of_threats_makes_no_other_evaluation(linear, tmp_path, monkeypatch):
+    case, threats = linear.build(16), ("none", "blind:bim", "blind:fgsm", "bpda")
+    first = evaluate(*case, linear.plan(8, threats=threats), tmp_path, progress=False, sanity=0)
+    monkeypatch.setattr("maep_lightning.evaluation.engine._Engine._make", None)
+    second = evaluate(*case, linear.plan(8, threats=threats[::-1]), tmp_path, progress=False, sanity=0)
+    assert second.ledger_hash == first.ledger_hash
+    assert recheck(tmp_path, *case).faults == []
+
+
 @pytest.mark.parametrize(
     ("threat", "message"),
     [

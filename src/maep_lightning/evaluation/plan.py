@@ -176,7 +176,8 @@ class Manifest:
     def pin(self, run_dir: Path) -> None:
         """Write the manifest into a new run folder, or check that the folder's is the same.
 
-        Further threats may be measured where others were: what is on file of those does not depend on them.
+        Further threats may be measured where others were, and in another order: what is on file of those does not
+        depend on them.
 
         Args:
             run_dir: The folder; made when missing.
@@ -192,7 +193,7 @@ class Manifest:
             write_atomically(path, text.encode())
 
     def check(self, run_dir: Path) -> bool:
-        """Whether it asks for further threats than those that a run folder was started with.
+        """Whether it asks for further threats than those that a run folder was started with, or in another order.
 
         Args:
             run_dir: The folder.
@@ -202,11 +203,8 @@ class Manifest:
             PlanChangedError: If the folder was started with something else; the message names each field.
         """
         before = self.read(run_dir)
-        threats = before.values.get("threats", [])
-        if (
-            set(threats) < set(self.values["threats"])
-            and before.values | {"threats": self.values["threats"]} == self.values
-        ):
+        was, is_ = before.values.get("threats", []), self.values["threats"]
+        if set(was) <= set(is_) and was != is_ and before.values | {"threats": is_} == self.values:
             return True
         names = sorted(before.values.keys() | self.values.keys())
         changes = [
