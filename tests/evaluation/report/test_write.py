@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from matplotlib.image import imread
+from torch import nn
 
 from maep_lightning.evaluation import Plan, Subject, evaluate
 
@@ -70,6 +71,16 @@ def test_report__figure_is_drawn(finished):
     picture = imread(finished[0] / "report.png")
     assert picture.shape[0] > 500
     assert picture.std() > 0.1
+
+
+def test_report__of_a_purifier_that_enlarges_is_whole(linear, tmp_path):
+    classifier = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 5)).eval()
+    images = linear.build(4)[2]
+    larger, labels = nn.Upsample(scale_factor=2).eval(), classifier(images).argmax(1)
+    plan = linear.plan(4, threats=("none", "noise"))
+    evaluate(classifier, larger, images, labels, plan, tmp_path, progress=False, sanity=0)
+    assert imread(tmp_path / "report.png").std() > 0.1
+    assert (tmp_path / "report.html").exists()
 
 
 def test_report__bad_reference_is_refused(linear, tmp_path):

@@ -62,9 +62,10 @@ def draw(results: Results, rungs: list[Rung], ledger: Ledger, images: Tensor, la
         )
         if defended is not None:
             purified = defended.purify(attacked)
-            error = (purified - clean).abs().mul(10).clamp(0, 1)
             rows.append((f"{threat}\npurified", purified, _names(bare, purified, labels, results)))
-            rows.append((f"{threat}\nerror x10", error, [""] * count))
+            if purified.shape == clean.shape:
+                error = (purified - clean).abs().mul(10).clamp(0, 1)
+                rows.append((f"{threat}\nerror x10", error, [""] * count))
     wide, high = WIDE * count + 0.9, HIGH * len(rows) + 0.5
     figure = Figure(figsize=(wide, high))
     # One pair of axes for all pictures: a pair for each would take most of the time of a report.
