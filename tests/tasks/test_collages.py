@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 
 from maep_lightning.attacks.simple import simple_attack
@@ -133,6 +134,23 @@ def test_settings__that_cannot_be_meant_are_refused(classifier_file, options, me
 def test_fit__refuses_batches_that_fill_no_collage(classifier_file, tmp_path):
     with pytest.raises(ValueError, match="3 images do not fill a collage of 2 x 2: it takes a batch of 4"):
         fit(CollageFinetuning(classifier_file, overrides=SMALL, side=64), tmp_path, batch_size=3)
+
+
+@pytest.mark.parametrize(("fewest", "judged"), [(4, True), (3, False)])
+def test_validation__leaves_out_what_fills_no_collage_in_another_process(
+    classifier_file, tmp_path, monkeypatch, fewest, judged
+):
+    """Batches of 10 in this process, and of `fewest` in another, at collages of 4."""
+    told = []
+
+    def reduce(self, tensor, *args, reduce_op="mean", **options):
+        told.append((int(tensor), reduce_op))
+        return tensor.clamp(max=fewest)
+
+    monkeypatch.setattr(SingleDeviceStrategy, "reduce", reduce)
+    metrics = fit(CollageFinetuning(classifier_file, overrides=SMALL, side=64, attack=ATTACK), tmp_path)
+    assert (10, "min") in told
+    assert ("val/purification_loss" in metrics) == judged
 
 
 def test_pairs__of_diverse_inputs_are_those_of_the_attack_that_is_measured(classifier_file):

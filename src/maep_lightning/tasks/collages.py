@@ -158,10 +158,12 @@ class CollageFinetuning(PurifierTask):
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Purification loss, and how often the classifier says of purified collages what it says of them unpurified.
 
-        The collages are the same in each epoch, attacked by `PairAttack.judge`; images that fill none are left out.
+        The collages are the same in each epoch, attacked by `PairAttack.judge`; a batch that fills none in some process
+        is left out by all, since one that went on alone would wait for the others for ever.
         """
         images = batch[0]
-        if len(images) < max(self.grids) ** 2:
+        fewest: Tensor = self.trainer.strategy.reduce(torch.tensor(len(images), device=self.device), reduce_op="min")
+        if fewest < max(self.grids) ** 2:
             return
         clean = collages(images, self.side, self.grids, torch.Generator().manual_seed(batch_idx))
         said = self.classifier(clean).argmax(1)
