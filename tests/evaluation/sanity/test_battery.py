@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from maep_lightning.evaluation import evaluate
 from maep_lightning.evaluation.ledger import Status
 from maep_lightning.evaluation.sanity.battery import battery, weaker_rungs
 from maep_lightning.evaluation.sanity.findings import Case
-from maep_lightning.evaluation.sanity.probes import monotone, preconditions
+from maep_lightning.evaluation.sanity.probes import monotone, preconditions, silent_success
 from maep_lightning.evaluation.summary import Outcome
 
 pytestmark = pytest.mark.usefixtures("_no_figure")
@@ -223,6 +224,24 @@ def test_battery__runs_for_every_norm_and_number_of_classes(linear, changes, cla
 def test_monotone__doubles_no_radius_beyond_what_attacks_take(linear, norm, eps):
     found = monotone(case_of(linear, plan={"norm": norm, "eps": eps}, samples=4))
     assert (found.verdict, found.numbers["broken_double"]) == ("pass", 4)
+
+
+def test_silent_success__attacks_networks_without_weights_on_the_device_of_the_target(linear, monkeypatch):
+    class Brightness(nn.Module):
+        def forward(self, images):
+            return torch.stack([images.flatten(1).mean(1), torch.full((len(images),), 0.5)], dim=1)
+
+    case = case_of(linear, classifier=Brightness())
+    told = replace(case, defended=Target(*case.defended.stages, device=torch.device("cpu", 0)))
+    devices = []
+
+    def attack(target, images, *args):
+        devices.append(target.device)
+        return images, []
+
+    monkeypatch.setattr("maep_lightning.evaluation.sanity.probes.run_component", attack)
+    assert silent_success(told).verdict == "pass"
+    assert devices == [torch.device("cpu", 0)]
 
 
 def outcome(name, *statuses):

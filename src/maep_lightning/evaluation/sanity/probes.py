@@ -171,7 +171,7 @@ class _Recorder(Target):
     """Notes which samples had a misclassified iterate inside the ball during an attack on the whole batch."""
 
     def __init__(self, target: Target, images: Tensor, labels: Tensor, norm: Norm, eps: float) -> None:
-        super().__init__(*target.stages)
+        super().__init__(*target.stages, device=target.device)
         self.clean, self.labels, self.norm, self.eps = images, labels, norm, eps
         self.ever = torch.zeros_like(labels, dtype=torch.bool)
 
