@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from maep_lightning.attacks.target import Target
+from maep_lightning.attacks.target import GradientWatch, Target
 
 
 def network():
@@ -102,6 +102,18 @@ def test_watch__counts_and_finds_the_point_of_a_nan_gradient():
     watch = target.watch
     assert (watch.forwards, watch.backwards, watch.nonfinite, watch.zero) == (3, 3, 1, 1)
     assert torch.equal(watch.suspects[0], images.detach()[1])
+
+
+def test_watch__keeps_no_more_points_than_tell_that_there_are_too_many(monkeypatch):
+    monkeypatch.setattr("maep_lightning.attacks.target.MOST_SUSPECTS", 5)
+    watch, lost = GradientWatch(), torch.full((3, 3, 2, 2), torch.nan)
+    kept = []
+    for _ in range(4):
+        watch.see(images := torch.rand(3, 3, 2, 2), lost)
+        kept.append(len(watch.suspects))
+    assert kept == [3, 6, 6, 6]
+    assert watch.nonfinite == 12
+    assert all(len(point.untyped_storage()) <= images.nbytes for point in watch.suspects)
 
 
 class Versions(nn.Module):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from maep_lightning.attacks.target import MOST_SUSPECTS
 from maep_lightning.evaluation.judging import confine, distance, suspects
 
 
@@ -46,3 +47,9 @@ def test_suspects__near_samples_or_all():
     assert suspects([images[1] - 0.05, lost], images, "Linf", 0.1).tolist() == [False, True]
     assert suspects([lost], images, "Linf", 0.1).tolist() == [True, True]
     assert suspects([], images, "Linf", 0.1).tolist() == [False, False]
+
+
+def test_suspects__of_more_points_than_are_looked_at_are_all_samples():
+    images = torch.stack([torch.zeros(3, 2, 2), torch.ones(3, 2, 2)])
+    assert suspects([images[1]] * MOST_SUSPECTS, images, "Linf", 0.1).tolist() == [False, True]
+    assert suspects([images[1]] * (MOST_SUSPECTS + 1), images, "Linf", 0.1).tolist() == [True, True]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maep_lightning.attacks.target import Target
+from maep_lightning.attacks.target import MOST_SUSPECTS, Target
 from maep_lightning.attacks.threat import Norm
 
 TOLERANCE = 1e-6
@@ -107,7 +107,7 @@ def suspects(points: list[Tensor], images: Tensor, norm: Norm, eps: float) -> Te
     """Samples that a point where the gradient was not finite may belong to; rather too many than too few.
 
     Args:
-        points: `(C, H, W)` each.
+        points: `(C, H, W)` each; more than `MOST_SUSPECTS` may belong to all samples.
         images: The samples, `(B, C, H, W)`.
         norm: `Linf`, `L2` or `L1`.
         eps: Radius; APGD and Square stay within 3 eps. A point far from all samples, as FAB visits, may be of any.
@@ -115,6 +115,8 @@ def suspects(points: list[Tensor], images: Tensor, norm: Norm, eps: float) -> Te
     Returns:
         `(B,)` bool.
     """
+    if len(points) > MOST_SUSPECTS:
+        return torch.ones(len(images), dtype=torch.bool, device=images.device)
     found = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     # A point that is NaN itself descends from a finite one at which the gradient was not.
     finite = [point for point in points if bool(point.isfinite().all())]
