@@ -1,10 +1,11 @@
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
-from maep_lightning.attacks.autoattack import AutoAttackSettings, _build, run_component, run_expectation
+from maep_lightning.attacks.autoattack import AutoAttackSettings, _build, check_inputs, run_component, run_expectation
 from maep_lightning.attacks.target import Target
 from maep_lightning.attacks.threat import Epsilon
 
@@ -233,3 +234,18 @@ def test_eot_draws__is_the_number_of_calls_for_each_gradient():
     with target.guarded():
         run_expectation(target, images, labels, "apgd-ce", settings, seed=0)
     assert sum(calls) == settings.passes("apgd-ce", 10)[1] == 7 * 4
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest", "fits"),
+    [
+        (torch.uint8, 255, True),
+        (torch.float64, 1 + 1e-9, True),
+        (torch.float64, 1.1, False),
+        (torch.float32, torch.nan, False),
+    ],
+)
+def test_check_inputs__takes_what_is_in_range_in_float32(dtype, largest, fits):
+    images = torch.full((1, 3, 2, 2), largest, dtype=dtype)
+    with nullcontext() if fits else pytest.raises(ValueError, match="put the normalisation into the classifier"):
+        check_inputs(images, torch.zeros(1, dtype=torch.int64), 2)

@@ -207,14 +207,15 @@ def check_inputs(images: Tensor, labels: Tensor, num_classes: int) -> None:
     """Refuse images outside [0, 1] and labels outside the classes; pyautoattack would clamp and count on.
 
     Args:
-        images: `(B, C, H, W)`.
+        images: `(B, C, H, W)`, uint8 or floating point.
         labels: `(B,)`.
         num_classes: K.
 
     Raises:
         ValueError: If so, with what to do.
     """
-    low, high = float(images.min()), float(images.max())
+    extremes = torch.stack([images.min(), images.max()]).float()
+    low, high = (extremes / 255 if images.dtype == torch.uint8 else extremes).tolist()
     if not (low >= 0 and high <= 1):
         raise ValueError(
             f"Images must be in [0, 1], but run from {low:.3g} to {high:.3g}. Attacks work on pixels:"

@@ -116,7 +116,7 @@ def preflight(
     first = pixels(images[:1], device)
     for target in targets.values():
         with target.guarded(), isolated_rng(plan.seed, device):
-            check_inputs(pixels(images, torch.device("cpu")), labels, target.num_classes(first))
+            check_inputs(images, labels, target.num_classes(first))
             if target not in differentiated:
                 continue
             point = first.clone().requires_grad_()
