@@ -19,20 +19,27 @@ def minutes(run: Path) -> dict[str, float]:
 
 
 def rows_of(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of all attack runs, each once, and the runs they come from."""
-    rows: list[dict[str, Any]] = []
+    """The rows of all attack runs, each once, and the runs they come from.
+
+    The worst of a run is over its own rungs: of those of several runs the lowest stays, of equals that of the ladder.
+    """
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     runs: list[dict[str, Any]] = []
     stages = ("blind", "attack", "ladder")
+    names = ("n", "classifier", "purifier", "policy", "threat", "norm", "eps")
     for file in [path for stage in stages for path in sorted(run.glob(f"*/{stage}/results.json"))]:
         content = json.loads(file.read_text())
         runs.append(content["run"])
         for row in content["rows"]:
-            same = [r for r in rows if all(r[k] == row[k] for k in ("n", "purifier", "threat", "classifier"))]
-            if not same:
-                rows.append(row)
+            key = tuple(row[name] for name in names)
+            if row["threat"] != "worst":
+                rows.setdefault((*key, row["attack"]), row)
+            elif key not in rows or row["ci95"] <= rows[key]["ci95"]:
+                rows.pop(key, None)  # so that it comes after what it is the worst of
+                rows[key] = row
     if not runs:
         raise SystemExit(f"There are no attack results under {run}: run the study's make target first.")
-    return rows, runs
+    return list(rows.values()), runs
 
 
 def percent(fraction: float | None) -> str:
