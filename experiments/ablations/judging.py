@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,15 @@ class Judge:
 
     def _attacked(self, name: str, eps: Epsilon) -> Tensor:
         """All images, attacked on the classifier alone."""
-        victim = fingerprint.of_weights(self.classifier)
-        made_by = {"attack": name, "eps": str(eps), "n": len(self.labels), "victim": victim}
+        made_by = {
+            "attack": name,
+            "recipe": asdict(SIMPLE[name]),
+            "eps": str(eps),
+            "weights": fingerprint.of_weights(self.classifier),
+            "architecture": fingerprint.of_architecture(self.classifier),
+            "data": fingerprint.of_tensors({"images": self.images, "labels": self.labels}),
+            "packages": fingerprint.of_packages() | fingerprint.of_libraries(self.classifier),
+        }
         file = self.runs / f"blind/{name}-{fingerprint.of_json(made_by)[:12]}.safetensors"
         if not file.exists():
             generator = torch.Generator().manual_seed(0)

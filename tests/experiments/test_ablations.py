@@ -3,11 +3,13 @@
 import csv
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from torch import nn
 
 ROOT = Path(__file__).parents[2]
 STUDY = ROOT / "experiments" / "ablations"
@@ -15,9 +17,12 @@ sys.path.insert(0, str(STUDY))  # as Python does for the script
 
 import ablate  # noqa: E402
 import cells  # noqa: E402
+import judging  # noqa: E402
 from summary import summarise  # noqa: E402
 
 from maep_lightning import cli  # noqa: E402
+from maep_lightning.attacks.threat import Epsilon  # noqa: E402
+from maep_lightning.models.classifiers import create_classifier, save_classifier  # noqa: E402
 
 TABLES = sorted(path.stem for path in (STUDY / "tables").glob("*.yaml"))
 SCALES = [STUDY / "scale" / f"{name}.yaml" for name in ("digits", "demo", "cpu")]
@@ -83,6 +88,27 @@ def test_ablate__does_what_is_missing_and_nothing_else(study):
     assert {(row["threat"], row["n"], row["split"]) for row in rows} == {
         ("none", 6, "validation"), ("blind", 6, "validation"), ("whitebox", 2, "validation"),
     }  # fmt: skip
+
+
+def test_judge__attacks_anew_what_is_of_other_images_labels_networks_recipes_or_packages(tmp_path, monkeypatch):
+    def kept():
+        judge._attacked("fgsm", Epsilon("16/255"))
+        return len(list((tmp_path / "blind").iterdir()))
+
+    save_classifier(create_classifier("resnet8", 10), tmp_path / "classifier.safetensors", "resnet8", 10)
+    victim = {"classifier": str(tmp_path / "classifier.safetensors")}
+    judge = judging.Judge(victim, {"dataset": "digits", "val_size": 6}, tmp_path)
+    assert (kept(), kept()) == (1, 1)
+    judge.images = 1 - judge.images
+    assert kept() == 2
+    judge.labels = judge.labels.flip(0)
+    assert kept() == 3
+    judge.classifier = nn.Sequential(judge.classifier)
+    assert kept() == 4
+    monkeypatch.setitem(judging.SIMPLE, "fgsm", replace(judging.SIMPLE["fgsm"], step=0.5))
+    assert kept() == 5
+    monkeypatch.setattr(judging.fingerprint, "of_packages", lambda: {"torch": "another"})
+    assert kept() == 6
 
 
 def test_stage__is_named_after_its_options_not_after_the_folder_of_the_runs(tmp_path):

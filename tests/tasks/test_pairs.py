@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from maep_lightning.attacks.simple import simple_attack
+from maep_lightning.attacks.simple import RECIPES, simple_attack
 from maep_lightning.attacks.threat import Epsilon
+from maep_lightning.evaluation import fingerprint
 from maep_lightning.models.classifiers import create_classifier
 from maep_lightning.tasks.pairs import PairAttack, PairPool
 
@@ -105,7 +108,7 @@ def test_settings__that_cannot_be_meant_are_refused(options, message):
         settings(**options)
 
 
-def test_cache_file__is_another_for_everything_that_makes_other_pairs(case, tmp_path):
+def test_cache_file__is_another_for_everything_that_makes_other_pairs(case, tmp_path, monkeypatch):
     classifier, images, labels = case
     torch.manual_seed(1)
     other = create_classifier("resnet8", 10).eval()
@@ -124,6 +127,12 @@ def test_cache_file__is_another_for_everything_that_makes_other_pairs(case, tmp_
     assert len(set(files)) == len(changes) + 1
     assert name(kind=["pgd"]) == name()
     assert name(cache_dir=None) is None
+    monkeypatch.setitem(RECIPES, "pgd", replace(RECIPES["pgd"], momentum=1.0))
+    files.append(name())
+    classifier.packages = ("numpy", "a library")
+    files.append(name())
+    monkeypatch.setattr(fingerprint, "of_packages", lambda: {"torch": "another"})
+    assert len({*files, name()}) == len(changes) + 4
 
 
 def pool(**options):

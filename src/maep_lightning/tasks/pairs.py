@@ -38,8 +38,8 @@ class PairAttack:
         bf16: Whether the attack's passes run in bfloat16, which is cheaper; pairs need not be optimal.
         refresh: Epochs for which a sample's attacked image is kept before it is attacked anew; 1 attacks at every use,
             0 once and for all.
-        cache_dir: Folder where attacked images are kept for other runs with the same attack, classifier and data, of
-            whatever seed; needs a `refresh` of 0.
+        cache_dir: Folder where attacked images are kept for other runs with the same attack, classifier, data and
+            versions of packages, of whatever seed; needs a `refresh` of 0.
 
     Raises:
         ValueError: If a setting is not usable.
@@ -126,10 +126,12 @@ class PairAttack:
             return None
         made_by = asdict(self) | {
             "kind": self.kinds,
+            "recipes": [asdict(RECIPES[kind]) for kind in self.kinds],
             "cache_dir": None,
             "weights": fingerprint.of_weights(model),
             "architecture": fingerprint.of_architecture(model),
             "data": fingerprint.of_tensors({"images": images, "labels": labels}),
+            "packages": fingerprint.of_packages() | fingerprint.of_libraries(model),
         }
         return Path(self.cache_dir) / f"pairs-{fingerprint.of_json(made_by)[:16]}.npy"
 
