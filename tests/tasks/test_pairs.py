@@ -54,6 +54,12 @@ def test_steps__of_none_are_for_random_noise_alone(case):
             settings(**options)
 
 
+def test_step_size__says_nothing_where_no_such_step_is_taken():
+    for options in ({"kind": "fgsm"}, {"steps": 0}):
+        assert settings(step_size=Epsilon(0), **options).step_size == 0
+    assert settings(eps=Epsilon(0)).judge().step_size == 0
+
+
 def test_norm__in_l2_every_sample_moves_by_the_radius(case):
     moved = settings(kind="fgsm", norm="L2", eps=Epsilon(0.5))(*case) - case[1]
     torch.testing.assert_close(moved.flatten(1).norm(dim=1), torch.full((12,), 0.5))
@@ -98,6 +104,9 @@ def test_eps_low__bounds_iterative_attacks_as_well(case):
         ({"kind": "mifgsm"}, "did you mean mi-fgsm"),
         ({"kind": []}, "No training attack"),
         ({"eps": Epsilon(8)}, "8/255"),
+        ({"norm": "L1", "eps": Epsilon(12)}, "in Linf or L2, not in L1"),
+        ({"step_size": Epsilon(0)}, "step_size = 0.* attack nothing: give a length such as 2/255"),
+        ({"step_size": Epsilon(0), "kind": ["fgsm", "bim"]}, "step_size = 0.* attack nothing"),
         ({"eps_low": Epsilon("20/255")}, "above eps"),
         ({"refresh": -1}, "0 for never"),
         ({"cache_dir": "pairs"}, "attack.refresh to 0"),

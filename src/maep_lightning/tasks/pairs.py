@@ -57,6 +57,8 @@ class PairAttack:
 
     def __post_init__(self) -> None:
         check_radius(self.eps, self.norm)
+        if self.norm == "L1":
+            raise ValueError("Training pairs are made in Linf or L2, not in L1: set attack.norm to one of them.")
         for name in self.kinds:
             if name not in KINDS:
                 nearest = get_close_matches(name, KINDS, n=1) or KINDS
@@ -65,6 +67,8 @@ class PairAttack:
             raise ValueError(f"No training attack is named; choose some of {', '.join(KINDS)}.")
         if self.steps < 0 or (self.steps == 0 and {"bim", "mi-fgsm", "di-mi-fgsm"} & {*self.kinds}):
             raise ValueError(f"{self.steps} steps attack nothing: give 1 or more, or 0 with pgd for random noise.")
+        if self.step_size <= 0 < self.eps and self.steps and {*self.kinds} - {"fgsm"}:
+            raise ValueError(f"Steps of step_size = {self.step_size} attack nothing: give a length such as 2/255.")
         if self.eps_low is not None and self.eps_low > self.eps:
             raise ValueError(f"eps_low = {self.eps_low} is above eps = {self.eps}.")
         if self.refresh < 0:
