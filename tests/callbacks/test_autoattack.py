@@ -3,12 +3,17 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from maep_lightning.callbacks.autoattack import metrics
+from maep_lightning.evaluation.ledger import Status
+from maep_lightning.evaluation.sanity.findings import Check, Sanity
 
 SCRIPT = Path(__file__).with_name("lightning_case.py")
 ATTACKED = {"robust/blind/Linf_1-255", "robust/whitebox/Linf_1-255", "robust/worst/Linf_1-255"}
@@ -39,6 +44,34 @@ def test_callback__logs_integer_counts_with_the_threat_in_the_name(case, single)
         assert count == pytest.approx(round(count), abs=1e-5)
         assert logged[f"{name}/ci_low"] <= logged[f"{name}/acc"] <= logged[f"{name}/ci_high"]
     assert all(row["n"] == case.SAMPLES for row in callback.results.rows)
+
+
+def test_metrics__of_a_threat_with_errors_are_the_bounds_that_the_report_prints(case, single):
+    _, callback, _ = single
+    results, n = callback.results, case.SAMPLES
+    known = Status.ROBUST, Status.BROKEN
+    status = torch.tensor([int(s) for s in [*known] * 2 + [Status.ERROR] * (n - 4)], dtype=torch.uint8)
+    spoilt = replace(results.outcomes["whitebox"], status=status)
+    low, high = spoilt.interval
+    rows = [
+        row | {"acc_robust": None, "complete": False, "ci95": [low, high]} if row["threat"] == "whitebox" else row
+        for row in results.rows
+    ]
+    found = metrics(replace(results, rows=rows, outcomes=results.outcomes | {"whitebox": spoilt}))
+    name = "robust/whitebox/Linf_1-255"
+    assert {key: value for key, value in found.items() if key.startswith(name)} == {
+        f"{name}/bound_low": 2 / n, f"{name}/bound_high": (n - 2) / n, f"{name}/ci_low": low, f"{name}/ci_high": high,
+    }  # fmt: skip
+    assert low < 2 / n < (n - 2) / n < high
+
+
+def test_metrics__of_a_withheld_headline_are_the_interval_alone(single):
+    results = single[1].results
+    check = Check("S13", "preconditions", "fail", "softmax")
+    found = metrics(results.checked(Sanity(4, True, (check,))))
+    name = "robust/worst/Linf_1-255"
+    assert {key for key in found if key.startswith(name)} == {f"{name}/ci_low", f"{name}/ci_high"}
+    assert found[f"{name}/ci_low"] == 0
 
 
 def test_callback__clean_accuracy_is_that_of_the_test_step(single):

@@ -34,7 +34,8 @@ class AutoAttackCallback(Callback):
     - `robust/<threat>/<norm>_<eps>/acc` with `ci_low` and `ci_high` (Wilson, 95 %), for the threats asked for,
       `worst` (per-sample) and `undefended_whitebox` (the bare classifier);
     - of a stochastic purifier beside `acc`, which is by majority, `mean_draw` and `any_of_m`;
-    - for a threat with errors no accuracy but `bound_low` and `bound_high`;
+    - for a threat with errors, in place of `acc`, `bound_low` and `bound_high`: what it were if every sample with an
+      error were wrong, and if it were right; the interval is around both. Of a withheld headline the interval alone;
     - in TensorBoard `sanity/<check>`: 1 for a pass, 0.5 for a warning, 0 for a fail of the sanity battery.
 
     Args:
@@ -228,10 +229,12 @@ def metrics(results: Results) -> dict[str, float]:
         else:
             name = f"robust/{rung.replace('undefended-', 'undefended_').replace(':', '-')}/{where}"
         low, high = row["ci95"]
+        logged |= {f"{name}/ci_low": low, f"{name}/ci_high": high}
         if row["complete"]:
-            logged |= {f"{name}/acc": row["acc_robust"], f"{name}/ci_low": low, f"{name}/ci_high": high}
+            logged[f"{name}/acc"] = row["acc_robust"]
             logged |= {f"{name}/{key}": row["readings"][key] for key in ("mean_draw", "any_of_m") if "readings" in row}
-        else:
+        elif not results.outcomes[rung].complete:
+            low, high = results.outcomes[rung].bounds
             logged |= {f"{name}/bound_low": low, f"{name}/bound_high": high}
     return logged
 
