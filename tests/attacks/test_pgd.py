@@ -41,6 +41,15 @@ def test_pgd__stays_in_the_ball_and_in_the_pixel_range(norm, eps):
     assert all(p.grad is None for p in network.parameters())
 
 
+@pytest.mark.parametrize(("norm", "least"), [("Linf", 0.0), ("L2", 0.5 - 1e-5)])
+def test_pgd__starts_inside_the_ball_in_linf_and_on_its_surface_in_l2(norm, least):
+    images, generator = torch.full((8, 3, 8, 8), 0.5), torch.Generator().manual_seed(0)
+    start = pgd(torch.nn.Identity(), images, torch.arange(8), 0.5, 0.1, 0, norm, generator=generator) - images
+    sizes = start.abs().flatten() if norm == "Linf" else start.flatten(1).norm(dim=1)
+    assert least <= sizes.min() < least + 0.01
+    assert sizes.max() <= 0.5 + 1e-6
+
+
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_pgd__takes_a_radius_for_each_sample(linear, norm):
     weight, images, labels = linear

@@ -36,7 +36,8 @@ def pgd(
         step_size: Length of a step on the [0, 1] scale; likewise.
         steps: Number of steps; each costs one forward and one backward pass a draw.
         norm: `Linf` or `L2`.
-        random_start: Whether to start from a random point of the ball instead of the image.
+        random_start: Whether to start from a random point instead of the image: in Linf one of the ball, evenly drawn;
+            in L2 one of the cube [-1, 1], projected, which is on the ball's surface for all but the smallest images.
         generator: Source of the start, on the device of `images`; the global one if None.
         draws: Calls of a stochastic model over which each gradient is averaged (EOT, Athalye et al. 2018).
         momentum: Decay of an accumulated gradient that is followed in place of the gradient, each gradient scaled to L1

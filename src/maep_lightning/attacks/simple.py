@@ -23,7 +23,7 @@ class Recipe:
         steps: Gradient steps.
         step: Length of a step, as a fraction of the radius.
         momentum: Decay of the accumulated gradient; None for no momentum.
-        random_start: Whether to start from a random point of the ball.
+        random_start: Whether to start from a random point, as in `pgd`.
         diversity: Probability with which a step's gradient is taken through `diverse_input`.
     """
 

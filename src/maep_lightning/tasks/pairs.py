@@ -33,7 +33,7 @@ class PairAttack:
         eps: Radius on the [0, 1] scale, written as 8/255.
         eps_low: Smallest radius: that of each sample is drawn evenly from here to `eps`. None takes `eps` for all.
         step_size: Length of a step.
-        steps: Number of steps; with `pgd`, 0 gives random noise.
+        steps: Number of steps; with `pgd`, 0 gives random noise, in L2 of the length of the radius.
         norm: `Linf` or `L2`.
         bf16: Whether the attack's passes run in bfloat16, which is cheaper; pairs need not be optimal.
         refresh: Epochs for which a sample's attacked image is kept before it is attacked anew; 1 attacks at every use,
