@@ -7,9 +7,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from maep_lightning.attacks.target import Target
-from maep_lightning.evaluation.judging import judge
 from maep_lightning.evaluation.ledger import Ledger
+from maep_lightning.evaluation.report.captions import captions
 from maep_lightning.evaluation.results import Results
 from maep_lightning.evaluation.rungs import CLEAN, UNDEFENDED_ATTACKED, Rung
 
@@ -45,11 +44,11 @@ def draw(results: Results, rungs: list[Rung], ledger: Ledger, images: Tensor, la
         threats = ["whitebox"] if UNDEFENDED_ATTACKED in by_name else []
         source = {"whitebox": UNDEFENDED_ATTACKED}
     threats = [threat for threat in threats if source[threat] in by_name][:MOST_THREATS]
-    rows: list[tuple[str, Tensor, list[str]]] = [("clean", clean, _names(bare, clean, labels, results))]
+    rows: list[tuple[str, Tensor, list[str]]] = [("clean", clean, captions(bare, clean, labels, results))]
     for threat in threats:
         attacked, found = _attacked(by_name[source[threat]], ledger, clean, results.plan.chunk_size)
         title = f"{threat}\nattacked" if defended else "attacked"
-        names = _names(bare, attacked, labels, results)
+        names = captions(bare, attacked, labels, results)
         rows.append(
             (
                 title,
@@ -62,7 +61,7 @@ def draw(results: Results, rungs: list[Rung], ledger: Ledger, images: Tensor, la
         )
         if defended is not None:
             purified = defended.purify(attacked)
-            rows.append((f"{threat}\npurified", purified, _names(bare, purified, labels, results)))
+            rows.append((f"{threat}\npurified", purified, captions(bare, purified, labels, results)))
             if purified.shape == clean.shape:
                 error = (purified - clean).abs().mul(10).clamp(0, 1)
                 rows.append((f"{threat}\nerror x10", error, [""] * count))
@@ -107,11 +106,3 @@ def _attacked(rung: Rung, ledger: Ledger, clean: Tensor, chunk_size: int) -> tup
                 if index < len(clean):
                     attacked[index], found[index] = image.to(clean.device), True
     return attacked, found
-
-
-def _names(bare: Target, images: Tensor, labels: Tensor, results: Results) -> list[str]:
-    predictions = judge(bare, images, labels).prediction.tolist()
-    return [
-        f"{'✓' if prediction == label else '✗'} {results.subject.class_name(prediction)}"
-        for prediction, label in zip(predictions, labels.tolist(), strict=True)
-    ]

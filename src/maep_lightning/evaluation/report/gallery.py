@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from maep_lightning.attacks.target import Target
-from maep_lightning.evaluation.judging import judge
 from maep_lightning.evaluation.ledger import Ledger, Status
+from maep_lightning.evaluation.report.captions import captions
 from maep_lightning.evaluation.results import Results
 from maep_lightning.evaluation.rungs import CLEAN, UNDEFENDED_ATTACKED, Rung
 
@@ -89,23 +89,15 @@ def _exhibit(
     truth = labels[chosen].to(device)
     whole = defended or rung.judge
     rows = [
-        ("clean", clean, _texts(whole, clean, truth, results)),
-        ("attacked", attacked, _texts(rung.judge, attacked, truth, results)),
+        ("clean", clean, captions(whole, clean, truth, results)),
+        ("attacked", attacked, captions(rung.judge, attacked, truth, results)),
     ]
     blank = [""] * len(chosen)
     if defended is not None:
         purified = defended.purify(attacked)
-        rows.append(("purified", purified, _texts(defended, attacked, truth, results)))
+        rows.append(("purified", purified, captions(defended, attacked, truth, results)))
         if purified.shape == clean.shape:
             rows.append(("error x10", ((purified - clean).abs() * 10).clamp(0, 1), blank))
     else:
         rows.append(("noise x10", ((attacked - clean) * 10 / 2 + 0.5).clamp(0, 1), blank))
     return [Exhibit(title, note, rows)]
-
-
-def _texts(target: Target, images: Tensor, labels: Tensor, results: Results) -> list[str]:
-    predictions = judge(target, images, labels).prediction.tolist()
-    return [
-        f"{'✓' if prediction == label else '✗'} {results.subject.class_name(prediction)}"
-        for prediction, label in zip(predictions, labels.tolist(), strict=True)
-    ]
