@@ -17,6 +17,7 @@ from torch import Tensor
 
 from maep_lightning.attacks.target import Target, isolated_rng
 from maep_lightning.attacks.threat import Epsilon, Norm, check_radius
+from maep_lightning.functional.pixels import unit_range
 
 Component = Literal["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"]
 Version = Literal["standard", "rand"]
@@ -214,8 +215,7 @@ def check_inputs(images: Tensor, labels: Tensor, num_classes: int) -> None:
     Raises:
         ValueError: If so, with what to do.
     """
-    extremes = torch.stack([images.min(), images.max()]).float()
-    low, high = (extremes / 255 if images.dtype == torch.uint8 else extremes).tolist()
+    low, high = unit_range(torch.stack([images.min(), images.max()])).float().tolist()
     if not (low >= 0 and high <= 1):
         raise ValueError(
             f"Images must be in [0, 1], but run from {low:.3g} to {high:.3g}. Attacks work on pixels:"

@@ -8,6 +8,7 @@ from torch import Tensor
 from maep_lightning.attacks.autoattack import check_inputs
 from maep_lightning.attacks.target import Target, isolated_rng
 from maep_lightning.evaluation.plan import Plan
+from maep_lightning.functional.pixels import unit_range
 
 ALONE = ("none", "blind", "whitebox")
 """Threats that are measured on a classifier without a purifier, where blind and white-box are the same attack."""
@@ -16,8 +17,7 @@ ALONE = ("none", "blind", "whitebox")
 def pixels(images: Tensor, device: torch.device) -> Tensor:
     """Images as float32 in [0, 1] on the device, outside inference mode."""
     with torch.inference_mode(False):
-        moved = images.clone().to(device)
-        return moved.float().div(255) if moved.dtype == torch.uint8 else moved.float()
+        return unit_range(images.clone().to(device)).float()
 
 
 def checked_data(images: Tensor, labels: Tensor, n: int | None) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from maep_lightning.attacks.target import check_logits, check_precision, device_of
+from maep_lightning.functional.pixels import unit_range
 from maep_lightning.models.layers import Normalize
 from maep_lightning.models.preprocessing import (
     NORMALIZATIONS,
@@ -126,7 +127,7 @@ def _count(
     classifier: nn.Module, images: Tensor, labels: Tensor, batch_size: int, alternatives: Sequence[str]
 ) -> _Counts:
     """How many images the classifier gets right as it is, and behind some alternatives."""
-    pixels = images.float() / 255 if images.dtype == torch.uint8 else images
+    pixels = unit_range(images)
     own = normalization_of(classifier) or Normalize(*NORMALIZATIONS["none"]).to(images.device)
 
     def classify(name: str) -> Tensor:

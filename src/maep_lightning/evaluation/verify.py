@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from maep_lightning.attacks.target import Target, device_of, isolated_rng
 from maep_lightning.evaluation import fingerprint
+from maep_lightning.evaluation.inputs import pixels
 from maep_lightning.evaluation.judging import TOLERANCE, Verdict, distance, judge
 from maep_lightning.evaluation.ladder import ladder
 from maep_lightning.evaluation.ledger import Ledger, LedgerError, Status, Unit, unit_path
@@ -111,7 +112,7 @@ def recheck(
     for number, start in enumerate(range(0, n, plan.chunk_size)):
         indices = torch.arange(start, min(start + plan.chunk_size, n))
         data = fingerprint.of_tensors({"images": images[indices], "labels": labels[indices]})
-        chunk = _Chunk(number, indices, _pixels(images[indices], bare), labels[indices].to(bare.device), data)
+        chunk = _Chunk(number, indices, pixels(images[indices], bare.device), labels[indices].to(bare.device), data)
         for rung in rungs:
             try:
                 expected |= _follow(rung, chunk, plan, ledger, batch_size, found)
@@ -337,8 +338,3 @@ def _system(row: dict[str, Any]) -> tuple[str, str, bool]:
 def _fault(found: Recheck, text: str) -> None:
     if text not in found.faults:
         found.faults.append(text)
-
-
-def _pixels(images: Tensor, target: Target) -> Tensor:
-    moved = images.to(target.device)
-    return moved.float().div(255) if moved.dtype == torch.uint8 else moved.float()

@@ -13,6 +13,7 @@ from maep_lightning.attacks.target import check_logits
 from maep_lightning.evaluation.framing import check_framing
 from maep_lightning.evaluation.inputs import class_mismatch
 from maep_lightning.evaluation.normalization import FURTHER, check_normalization
+from maep_lightning.functional.pixels import unit_range
 from maep_lightning.models.classifiers import load_classifier
 from maep_lightning.models.defended import stages
 from maep_lightning.models.policies import CHUNK, apply_policy
@@ -102,8 +103,7 @@ class PurifierEvaluation(LightningModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if self.classifier is None or not hasattr(data, "test_sample"):
             return
-        image = data.test_sample(1).images.to(self.device)
-        image = image.float() / 255 if image.dtype == torch.uint8 else image
+        image = unit_range(data.test_sample(1).images.to(self.device))
         with torch.no_grad():
             classes = check_logits(self.classifier(image)).shape[1]
         if mismatch := class_mismatch(classes, getattr(data, "class_names", None)):

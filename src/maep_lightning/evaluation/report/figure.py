@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from maep_lightning.evaluation.inputs import pixels
 from maep_lightning.evaluation.ledger import Ledger
 from maep_lightning.evaluation.report.captions import captions
 from maep_lightning.evaluation.results import Results
@@ -36,8 +36,7 @@ def draw(results: Results, rungs: list[Rung], ledger: Ledger, images: Tensor, la
     bare = rungs[0].judge
     count = min(COLUMNS, len(labels))
     labels = labels[:count].to(bare.device)
-    clean = images[:count].to(bare.device)
-    clean = clean.float().div(255) if clean.dtype == torch.uint8 else clean.float()
+    clean = pixels(images[:count], bare.device)
     threats = [threat for threat in SHOWN if threat in results.plan.threats]
     source = {threat: threat for threat in threats} | {"blind": UNDEFENDED_ATTACKED}
     if defended is None:
@@ -76,9 +75,9 @@ def draw(results: Results, rungs: list[Rung], ledger: Ledger, images: Tensor, la
         axis.text(-0.1, row + 0.6, title, fontsize=8, rotation="vertical", ha="right", va="center", ma="center")
         for column, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
             left, top = column + (1 - across) / 2, row + 1 - down
-            pixels = picture.permute(1, 2, 0).squeeze(-1).cpu().numpy()
+            shown = picture.permute(1, 2, 0).squeeze(-1).cpu().numpy()
             axis.imshow(
-                pixels, cmap="gray", vmin=0, vmax=1, extent=(left, left + across, top + down, top), aspect="auto"
+                shown, cmap="gray", vmin=0, vmax=1, extent=(left, left + across, top + down, top), aspect="auto"
             )
             colour = "firebrick" if text.startswith("✗") else "black"
             axis.text(column + 0.5, top - 0.03, text, fontsize=7, color=colour, ha="center")

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from maep_lightning.attacks.target import Target
+from maep_lightning.evaluation.inputs import pixels
 from maep_lightning.evaluation.ledger import Ledger, Status
 from maep_lightning.evaluation.report.captions import captions
 from maep_lightning.evaluation.results import Results
@@ -74,8 +74,7 @@ def _exhibit(
     if len(chosen) == 0:
         return []
     device = rung.judge.device
-    clean = images[chosen].to(device)
-    clean = clean.float().div(255) if clean.dtype == torch.uint8 else clean.float()
+    clean = pixels(images[chosen], device)
     attacked = clean.clone()
     wanted = {int(index): place for place, index in enumerate(chosen)}
     for chunk in sorted({index // results.plan.chunk_size for index in wanted}):
