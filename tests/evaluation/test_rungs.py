@@ -7,7 +7,7 @@ from maep_lightning.evaluation import Plan, evaluate
 from maep_lightning.evaluation.binding import bind
 from maep_lightning.evaluation.ledger import Ledger, Status
 from maep_lightning.evaluation.plan import PlanChangedError
-from maep_lightning.evaluation.rungs import Rung
+from maep_lightning.evaluation.rungs import Rung, of_kinds
 from maep_lightning.evaluation.threats import TITLES
 from maep_lightning.evaluation.verify import recheck
 
@@ -260,3 +260,9 @@ def test_named_attacks__that_need_more_classes_are_refused(linear, tmp_path):
     plan = linear.plan(8, threats=("none", "blind:apgd-t"))
     with pytest.raises(ValueError, match="apgd-t needs 4 classes"):
         evaluate(classifier, purifier, images, labels, plan, tmp_path, progress=False, sanity=0)
+
+
+def test_of_kinds__orders_rungs_by_their_threat_model_and_leaves_out_the_others():
+    names = ["undefended-whitebox", "none", "noise", "blind:fgsm", "blind", "whitebox:apgd-ce", "square", "worst"]
+    assert of_kinds(names) == ["whitebox:apgd-ce", "square", "blind", "blind:fgsm", "noise"]
+    assert of_kinds(names, ("blind", "whitebox")) == ["blind", "blind:fgsm", "whitebox:apgd-ce"]

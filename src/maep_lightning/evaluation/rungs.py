@@ -5,7 +5,7 @@ A rung is a name, the attacks in their order, a function that makes candidates f
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
@@ -21,6 +21,9 @@ from maep_lightning.evaluation.ledger import Ledger, Status
 UNDEFENDED = "undefended-none"
 UNDEFENDED_ATTACKED = "undefended-whitebox"
 CLEAN = "none"
+
+STRONGEST_FIRST = ("whitebox", "eot", "fixed_coins", "bpda", "square", "blind_worst", "blind", "transfer", "noise")
+"""Threat models by what their attackers have to attack with."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,17 @@ class Rung:
     def origin_hash(self) -> str:
         """Fingerprint of the origin."""
         return of_json(self.origin)
+
+
+def of_kinds(names: Iterable[str], kinds: Sequence[str] = STRONGEST_FIRST) -> list[str]:
+    """Those of some rungs that are of given threat models, in the order of these, with named attacks behind.
+
+    Args:
+        names: Names of rungs, such as `blind` and `blind:fgsm`.
+        kinds: Threat models.
+    """
+    known = [name for name in names if name.partition(":")[0] in kinds]
+    return sorted(known, key=lambda name: (kinds.index(name.partition(":")[0]), ":" in name))
 
 
 def derived_seed(seed: int, *purpose: object) -> int:

@@ -6,6 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from matplotlib.axes import Axes
+from torch import nn
 
 from maep_lightning.data import ImageSource
 from maep_lightning.evaluation import Subject, evaluate
@@ -75,6 +77,23 @@ def test_page__says_what_the_table_says(finished):
         assert check.name in text
     assert "What still breaks: whitebox" in text
     assert results.ledger_hash in text
+
+
+@pytest.mark.parametrize("threats", [("none", "blind:fgsm", "whitebox:apgd-ce"), ("none", "blind:fgsm")])
+def test_pictures__show_the_strongest_threat_that_is_named_with_its_attacks(linear, tmp_path, monkeypatch, threats):
+    titles, text = [], Axes.text
+
+    def noted(self, x, y, words, **options):
+        titles.append(words.replace("\n", " "))
+        return text(self, x, y, words, **options)
+
+    monkeypatch.setattr(Axes, "text", noted)
+    classifier, _, images, _ = linear.build(4)
+    case = (classifier, nn.Identity().eval(), images, classifier(images).argmax(1))
+    results = evaluate(*case, linear.plan(4, threats=threats, eps="8/255"), tmp_path, progress=False, sanity=0)
+    assert results.outcomes[threats[-1]].count(Status.BROKEN)
+    assert f"What still breaks: {threats[-1]}" in (tmp_path / "report.html").read_text()
+    assert {f"{threat.replace(':', ': ')} attacked" for threat in threats[1:]} <= set(titles)
 
 
 def test_staircase__bars_are_as_long_as_the_accuracies(finished):

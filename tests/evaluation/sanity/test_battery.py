@@ -263,3 +263,17 @@ def test_weaker_rungs__what_only_a_weaker_attacker_breaks_is_counted(linear):
     assert finding.verdict == "fail"
     assert "2 of 4" in finding.detail
     assert "[0, 1]" in finding.detail
+
+
+def test_weaker_rungs__named_attacks_stand_for_their_threat_model_together(linear):
+    robust, broken = Status.ROBUST, Status.BROKEN
+    case = case_of(linear)
+    outcomes = {
+        "blind:fgsm": outcome("blind:fgsm", broken, broken, robust, broken),
+        "whitebox:apgd-ce": outcome("whitebox:apgd-ce", broken, robust, robust, robust),
+        "whitebox:square": outcome("whitebox:square", robust, broken, robust, robust),
+        "worst": outcome("worst", broken, broken, broken, broken),
+    }
+    finding = weaker_rungs(replace(case, outcomes=outcomes))
+    assert finding.numbers == {"only_blind:fgsm": 1.0}
+    assert "whitebox:apgd-ce and whitebox:square is hindered" in finding.detail

@@ -10,12 +10,11 @@ from maep_lightning.evaluation.inputs import pixels
 from maep_lightning.evaluation.ledger import Ledger
 from maep_lightning.evaluation.report.captions import captions
 from maep_lightning.evaluation.results import Results
-from maep_lightning.evaluation.rungs import CLEAN, UNDEFENDED_ATTACKED, Rung
+from maep_lightning.evaluation.rungs import CLEAN, STRONGEST_FIRST, UNDEFENDED_ATTACKED, Rung, of_kinds
 
 COLUMNS = 8
-SHOWN = ("blind", "whitebox", "eot", "blind_worst", "bpda", "square", "transfer", "noise")
-"""Threats in the order in which they get a place; there is one for `MOST_THREATS`."""
 MOST_THREATS = 3
+"""Threat models that get a place: blind, and the strongest."""
 WIDE, HIGH = 1.25, 1.5
 """Inches of a picture's place."""
 
@@ -37,16 +36,18 @@ def draw(results: Results, rungs: list[Rung], ledger: Ledger, images: Tensor, la
     count = min(COLUMNS, len(labels))
     labels = labels[:count].to(bare.device)
     clean = pixels(images[:count], bare.device)
-    threats = [threat for threat in SHOWN if threat in results.plan.threats]
+    threats = of_kinds(results.plan.threats, ("blind", *STRONGEST_FIRST))
     source = {threat: threat for threat in threats} | {"blind": UNDEFENDED_ATTACKED}
     if defended is None:
         threats = ["whitebox"] if UNDEFENDED_ATTACKED in by_name else []
         source = {"whitebox": UNDEFENDED_ATTACKED}
-    threats = [threat for threat in threats if source[threat] in by_name][:MOST_THREATS]
+    first = {threat.partition(":")[0]: threat for threat in reversed(threats) if source[threat] in by_name}
+    threats = [threat for threat in threats if threat in first.values()][:MOST_THREATS]
     rows: list[tuple[str, Tensor, list[str]]] = [("clean", clean, captions(bare, clean, labels, results))]
     for threat in threats:
         attacked, found = _attacked(by_name[source[threat]], ledger, clean, results.plan.chunk_size)
-        title = f"{threat}\nattacked" if defended else "attacked"
+        named = threat.replace(":", ":\n")
+        title = f"{named}\nattacked" if defended else "attacked"
         names = captions(bare, attacked, labels, results)
         rows.append(
             (
@@ -60,10 +61,10 @@ def draw(results: Results, rungs: list[Rung], ledger: Ledger, images: Tensor, la
         )
         if defended is not None:
             purified = defended.purify(attacked)
-            rows.append((f"{threat}\npurified", purified, captions(bare, purified, labels, results)))
+            rows.append((f"{named}\npurified", purified, captions(bare, purified, labels, results)))
             if purified.shape == clean.shape:
                 error = (purified - clean).abs().mul(10).clamp(0, 1)
-                rows.append((f"{threat}\nerror x10", error, [""] * count))
+                rows.append((f"{named}\nerror x10", error, [""] * count))
     wide, high = WIDE * count + 0.9, HIGH * len(rows) + 0.5
     figure = Figure(figsize=(wide, high))
     # One pair of axes for all pictures: a pair for each would take most of the time of a report.

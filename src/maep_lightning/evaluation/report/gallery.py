@@ -9,7 +9,7 @@ from maep_lightning.evaluation.inputs import pixels
 from maep_lightning.evaluation.ledger import Ledger, Status
 from maep_lightning.evaluation.report.captions import captions
 from maep_lightning.evaluation.results import Results
-from maep_lightning.evaluation.rungs import CLEAN, UNDEFENDED_ATTACKED, Rung
+from maep_lightning.evaluation.rungs import CLEAN, UNDEFENDED_ATTACKED, Rung, of_kinds
 
 COLUMNS = 8
 
@@ -48,8 +48,7 @@ def exhibits(results: Results, rungs: list[Rung], ledger: Ledger, images: Tensor
         note = "The attack on the bare classifier succeeds, and the purifier undoes it."
         shown += _exhibit("Saved from the blind attacker", note, chosen, by_name[UNDEFENDED_ATTACKED], defended,
                           results, ledger, images, labels)  # fmt: skip
-    order = ("whitebox", "eot", "fixed_coins", "bpda", "square", "blind_worst", "transfer", "noise")
-    name = next((name for name in order if name in by_name and results.outcomes[name].count(Status.BROKEN)), None)
+    name = next((name for name in of_kinds(by_name) if results.outcomes[name].count(Status.BROKEN)), None)
     if defended is None:
         name = UNDEFENDED_ATTACKED if UNDEFENDED_ATTACKED in by_name else None
     if name is not None:

@@ -14,6 +14,7 @@ from maep_lightning.attacks.target import isolated_rng
 from maep_lightning.evaluation.files import write_atomically
 from maep_lightning.evaluation.ledger import Status
 from maep_lightning.evaluation.plan import Manifest
+from maep_lightning.evaluation.rungs import STRONGEST_FIRST, of_kinds
 from maep_lightning.evaluation.sanity.findings import Case, Check, Finding, Probe, Sanity
 from maep_lightning.evaluation.sanity.probes import PROBES
 
@@ -38,21 +39,24 @@ def battery(case: Case, strict: bool) -> Sanity:
 
 def weaker_rungs(case: Case) -> Finding:
     """S5: no sample falls to a weaker attacker that stands against the white-box one."""
-    name = next((name for name in ("whitebox", "eot") if name in case.outcomes), "")
-    strong = case.outcomes.get(name)
-    weaker = [name for name in ("noise", "transfer", "blind", "blind_worst", "square", "bpda") if name in case.outcomes]
-    if strong is None or not weaker:
+    strongest = of_kinds(case.outcomes, ("whitebox",)) or of_kinds(case.outcomes, ("eot",))
+    knowing = {"whitebox", "eot", "fixed_coins"}
+    weaker = of_kinds(case.outcomes, [kind for kind in STRONGEST_FIRST if kind not in knowing])
+    if not strongest or not weaker:
         return Finding("skip", "needs the white-box rung, or eot, and a weaker one")
-    robust = strong.status == Status.ROBUST
+    name = " and ".join(strongest)
+    rungs = [case.outcomes[rung] for rung in strongest]
+    robust = torch.stack([rung.status == Status.ROBUST for rung in rungs]).all(dim=0)
     bad = (int(Status.BROKEN), int(Status.CLEAN_WRONG))
     fell = {
         name: robust & torch.isin(case.outcomes[name].status, torch.tensor(bad, dtype=torch.uint8)) for name in weaker
     }
+    draws, counted = rungs[0].draws, [rung.right for rung in rungs if rung.right is not None]
     for weak, mask in fell.items():
         right = case.outcomes[weak].right
-        if strong.draws > 1 and right is not None and strong.right is not None:
+        if draws > 1 and right is not None and counted:
             # Of two estimates of one probability the difference stays below this in 99 of 100 cases with 64 draws.
-            mask &= strong.right - right > strong.draws / 4
+            mask &= torch.stack(counted).amin(dim=0) - right > draws / 4
     numbers = {f"only_{name}": float(mask.sum()) for name, mask in fell.items()}
     union = torch.stack(list(fell.values())).any(dim=0)
     count, share = int(union.sum()), float(union.float().mean())
@@ -60,7 +64,7 @@ def weaker_rungs(case: Case) -> Finding:
         return Finding("pass", f"every sample that {', '.join(weaker)} break falls to {name} too", numbers)
     named = ", ".join(f"{name} {int(mask.sum())}" for name, mask in fell.items() if mask.any())
     first = union.nonzero().squeeze(1)[:5].tolist()
-    detail = f"{count} of {strong.n} samples fall to a weaker attacker only ({named}; the first are {first})"
+    detail = f"{count} of {len(robust)} samples fall to a weaker attacker only ({named}; the first are {first})"
     hint = f": {name} is hindered by obfuscated gradients or a short budget"
     return Finding("fail" if count > 1 and share > 0.002 else "warn", detail + hint, numbers)
 
