@@ -49,7 +49,7 @@ cpu.plain.lora := $(PAPER) --model.init_args.mask_ratio 0 --trainer.max_epochs 1
 cpu.aware := --config configs/scale/ema.yaml --trainer.max_epochs 7 --model.init_args.attack.eps 5/255 --model.init_args.attack.step_size 6/255
 cpu.denoise := --trainer.max_epochs 9 --trainer.check_val_every_n_epoch 3 --data.init_args.val_size 1000
 cpu.denoise-mild := $(MILD) --trainer.max_epochs 11 --trainer.check_val_every_n_epoch 3 --data.init_args.val_size 1000
-cpu.collage := --trainer.check_val_every_n_epoch 3 --data.init_args.val_size 1000
+cpu.collage := --trainer.check_val_every_n_epoch 5 --data.init_args.val_size 1000
 cpu.ladder_images := 300
 cpu.images := 1000
 cpu.whitebox_images := 1000
@@ -73,7 +73,7 @@ gpu.aware := --config configs/scale/ema.yaml --model.init_args.overrides '{width
   --model.init_args.attack '{steps: 7, step_size: 2/255}' $(RATE) 2e-3 --trainer.max_epochs 100
 gpu.denoise := --model.init_args.overrides '{refine_depth: 12, refine_width: 128}' $(RATE) 1e-3 --trainer.max_epochs 100
 gpu.denoise-mild := $(gpu.denoise) --model.init_args.noise 0.08
-gpu.collage := --data.init_args.batch_size 1024 $(RATE) 6.25e-5 --trainer.max_epochs 12
+gpu.collage := --data.init_args.batch_size 1024 $(RATE) 6.25e-5 --trainer.max_epochs 60
 gpu.ladder_images := 1000
 gpu.images := 10000
 gpu.whitebox_images := 10000
